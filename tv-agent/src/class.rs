@@ -1,0 +1,152 @@
+//! The closed list of ways in which a request or connection can be refused, and whose fault each one is.
+//!
+//! Every stage's error maps itself to a [`Class`]; `respond.rs` turns a class into what the workload sees,
+//! metrics use [`Class::label`], so that the three never drift apart.
+
+use std::time::Duration;
+
+/// Whose fault a refusal is: the first level of every error in this crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The workload: its token, its request, its bytes.
+    Caller,
+    /// The token vault (authorization server).
+    Vault,
+    /// The real host.
+    Provider,
+    /// Whoever configured the agent: credentials, routes, policy.
+    Operator,
+    /// The agent itself.
+    Us,
+}
+
+/// One way to be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// A routed request carries no credentials.
+    MissingToken,
+    /// The credentials have the wrong form.
+    InvalidToken,
+    /// The vault refused the caller's token.
+    ExchangeRefused,
+    /// The caller's account is not connected to the provider (or has to be connected again).
+    ConnectionRequired,
+    /// Policy says no.
+    Forbidden,
+    /// `Host`/`:authority` is not the name that the connection was opened for.
+    Misdirected,
+    /// The request is malformed in a way that HTTP forbids to forward.
+    BadRequest,
+    /// The header block exceeds the limit.
+    HeaderTooLarge,
+    /// The vault refused *our* credentials or grant.
+    VaultCredentials,
+    /// The vault answered something that is no token response.
+    VaultInvalidResponse,
+    /// The vault's rate limit.
+    VaultRateLimited,
+    /// The vault cannot be reached or answers 5xx.
+    VaultUnavailable,
+    /// The vault did not answer in time.
+    VaultTimeout,
+    /// The provider's certificate or TLS handshake failed.
+    UpstreamTls,
+    /// The provider cannot be reached.
+    UpstreamUnreachable,
+    /// The provider did not answer in time.
+    UpstreamTimeout,
+    /// The provider broke the protocol or the connection in the middle.
+    UpstreamProtocol,
+    /// A defect of ours.
+    Internal,
+}
+
+impl Class {
+    pub const ALL: [Self; 18] = [
+        Self::MissingToken,
+        Self::InvalidToken,
+        Self::ExchangeRefused,
+        Self::ConnectionRequired,
+        Self::Forbidden,
+        Self::Misdirected,
+        Self::BadRequest,
+        Self::HeaderTooLarge,
+        Self::VaultCredentials,
+        Self::VaultInvalidResponse,
+        Self::VaultRateLimited,
+        Self::VaultUnavailable,
+        Self::VaultTimeout,
+        Self::UpstreamTls,
+        Self::UpstreamUnreachable,
+        Self::UpstreamTimeout,
+        Self::UpstreamProtocol,
+        Self::Internal,
+    ];
+
+    pub fn fault(self) -> Fault {
+        match self {
+            Self::MissingToken
+            | Self::InvalidToken
+            | Self::ExchangeRefused
+            | Self::ConnectionRequired
+            | Self::Misdirected
+            | Self::BadRequest
+            | Self::HeaderTooLarge => Fault::Caller,
+            Self::Forbidden | Self::VaultCredentials => Fault::Operator,
+            Self::VaultInvalidResponse
+            | Self::VaultRateLimited
+            | Self::VaultUnavailable
+            | Self::VaultTimeout => Fault::Vault,
+            Self::UpstreamTls
+            | Self::UpstreamUnreachable
+            | Self::UpstreamTimeout
+            | Self::UpstreamProtocol => Fault::Provider,
+            Self::Internal => Fault::Us,
+        }
+    }
+
+    /// The `error` member of the JSON body, and the value of the `reason` label in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::MissingToken => "unauthorized",
+            Self::InvalidToken => "invalid_token",
+            Self::ExchangeRefused => "token_exchange_failed",
+            Self::ConnectionRequired => "connection_required",
+            Self::Forbidden => "forbidden",
+            Self::Misdirected => "misdirected_request",
+            Self::BadRequest => "bad_request",
+            Self::HeaderTooLarge => "header_too_large",
+            Self::VaultCredentials => "configuration_error",
+            Self::VaultInvalidResponse => "invalid_response",
+            Self::VaultRateLimited => "rate_limited",
+            Self::VaultUnavailable => "vault_unavailable",
+            Self::VaultTimeout => "vault_timeout",
+            Self::UpstreamTls => "upstream_tls_error",
+            Self::UpstreamUnreachable => "upstream_unreachable",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::UpstreamProtocol => "upstream_protocol_error",
+            Self::Internal => "internal_error",
+        }
+    }
+}
+
+/// A refusal ready to be told: its class, a text that is safe to show to the workload, and what goes with it.
+///
+/// `description` never holds a token, a secret or an answer's raw body.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub class: Class,
+    pub description: String,
+    /// When the caller may try again, where that is known.
+    pub retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    pub fn new(class: Class, description: impl Into<String>) -> Self {
+        Self {
+            class,
+            description: description.into(),
+            retry_after: None,
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Every cap in one place. Each has a test that exceeds it.
+
+use std::time::Duration;
+
+/// Longest ClientHello (all records) that is read before the connection is refused, bytes.
+pub const HELLO_BYTES: usize = 64 * 1024;
+/// Time for the whole ClientHello to arrive.
+pub const HELLO_TIME: Duration = Duration::from_secs(2);
+/// Time for the client to finish the TLS handshake once we have answered.
+pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// TCP connect to the origin.
+pub const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// TLS (and HTTP/2 preface) towards the origin.
+pub const UPSTREAM_HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+/// Largest request header block, bytes.
+pub const HEADER_BYTES: usize = 64 * 1024;
+/// Most header fields in a request or response.
+pub const HEADER_FIELDS: usize = 256;
+/// Time for a request's header block to arrive.
+pub const HEADER_TIME: Duration = Duration::from_secs(30);
+/// Longest subject token that is looked at, bytes.
+pub const SUBJECT_TOKEN_BYTES: usize = 16 * 1024;
+/// Largest token response that is read, bytes.
+pub const TOKEN_RESPONSE_BYTES: usize = 64 * 1024;
+/// Whole token request, connect to last byte.
+pub const TOKEN_TIME: Duration = Duration::from_secs(5);
+/// Entries of the token cache, good and bad ones together.
+pub const TOKEN_ENTRIES: u64 = 16 * 1024;
+/// Longest time a provider token stays cached, whatever the vault says.
+pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Time a provider token stays cached when the vault says nothing.
+pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(300);
+/// A provider token is dropped this long before it expires.
+pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+/// Leaf certificates kept.
+pub const LEAVES: u64 = 4096;
+/// Connections served at once; further ones wait in the listen queue.
+pub const CONNECTIONS: usize = 8192;
+/// Streams of one HTTP/2 client connection.
+pub const H2_STREAMS: u32 = 256;
+/// A tunnel without a byte in either direction is closed after this.
+pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+/// An upstream connection without a request is closed after this.
+pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
+/// Idle HTTP/1.1 connections kept per pool key.
+pub const UPSTREAM_IDLE_PER_KEY: usize = 32;
+/// Pool keys kept.
+pub const UPSTREAM_KEYS: u64 = 4096;
+/// Time to finish open requests when the agent is told to stop.
+pub const DRAIN_TIME: Duration = Duration::from_secs(10);

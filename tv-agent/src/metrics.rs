@@ -1,0 +1,230 @@
+//! Prometheus metrics: every family of the agent, bounded labels only (no path, host or subject).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A connection's end: what was decided and why.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConnectionLabels {
+    pub decision: &'static str,
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// Name of the route (bounded by the configuration).
+    pub route: Arc<str>,
+    /// `forwarded`, or the label of the refusal's class.
+    pub result: &'static str,
+    /// `2xx`…`5xx` as the workload saw it.
+    pub code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ExchangeLabels {
+    pub vault: Arc<str>,
+    /// `ok`, or the label of the failure's class.
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CacheLabels {
+    /// `hit`, `miss`, `negative_hit`, `refresh`, `evicted`.
+    pub event: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HandshakeLabels {
+    /// `workload` or `upstream`.
+    pub side: &'static str,
+    /// `ok`, `alert_<name>`, `timeout`, `error`.
+    pub result: &'static str,
+}
+
+/// Handles of all families. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    pub connections: Family<ConnectionLabels, Counter>,
+    pub open_connections: Gauge,
+    pub handshakes: Family<HandshakeLabels, Counter>,
+    pub leaves: Counter,
+    pub requests: Family<RequestLabels, Counter>,
+    pub request_seconds: Histogram,
+    pub exchanges: Family<ExchangeLabels, Counter>,
+    pub exchange_seconds: Histogram,
+    pub cache: Family<CacheLabels, Counter>,
+    pub upstream_connections: Counter,
+    pub config_reloads: Family<ResultLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabels {
+    pub result: &'static str,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("tv_agent");
+        let seconds = || {
+            Histogram::new([
+                0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+            ])
+        };
+        let mut metrics = Self {
+            registry: Arc::new(Registry::default()),
+            connections: Family::default(),
+            open_connections: Gauge::default(),
+            handshakes: Family::default(),
+            leaves: Counter::default(),
+            requests: Family::default(),
+            request_seconds: seconds(),
+            exchanges: Family::default(),
+            exchange_seconds: seconds(),
+            cache: Family::default(),
+            upstream_connections: Counter::default(),
+            config_reloads: Family::default(),
+        };
+        registry.register(
+            "connections",
+            "Redirected connections by decision and reason",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "open_connections",
+            "Connections served now",
+            metrics.open_connections.clone(),
+        );
+        registry.register(
+            "tls_handshakes",
+            "TLS handshakes by side and result",
+            metrics.handshakes.clone(),
+        );
+        registry.register(
+            "leaf_certificates_issued",
+            "Leaf certificates minted",
+            metrics.leaves.clone(),
+        );
+        registry.register(
+            "requests",
+            "Requests on routed hosts by route, result and status class",
+            metrics.requests.clone(),
+        );
+        registry.register_with_unit(
+            "request_duration",
+            "Time from a request's header to its response's header",
+            Unit::Seconds,
+            metrics.request_seconds.clone(),
+        );
+        registry.register(
+            "token_exchanges",
+            "Calls of token endpoints by vault and result",
+            metrics.exchanges.clone(),
+        );
+        registry.register_with_unit(
+            "token_exchange_duration",
+            "Time of a call of a token endpoint",
+            Unit::Seconds,
+            metrics.exchange_seconds.clone(),
+        );
+        registry.register("token_cache_events", "Token cache events", metrics.cache.clone());
+        registry.register(
+            "upstream_connections",
+            "Connections opened to providers",
+            metrics.upstream_connections.clone(),
+        );
+        registry.register(
+            "config_reloads",
+            "Configuration reloads by result",
+            metrics.config_reloads.clone(),
+        );
+        metrics.registry = Arc::new(registry);
+        metrics
+    }
+
+    /// The families in the OpenMetrics text format.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("writing to a String cannot fail");
+        text
+    }
+
+    pub fn connection(&self, decision: &'static str, reason: &'static str) {
+        self.connections
+            .get_or_create(&ConnectionLabels { decision, reason })
+            .inc();
+    }
+
+    pub fn handshake(&self, side: &'static str, result: &'static str) {
+        self.handshakes
+            .get_or_create(&HandshakeLabels { side, result })
+            .inc();
+    }
+
+    pub fn exchange(&self, vault: &Arc<str>, result: &'static str, took: Duration) {
+        self.exchanges
+            .get_or_create(&ExchangeLabels {
+                vault: vault.clone(),
+                result,
+            })
+            .inc();
+        self.exchange_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn cache_event(&self, event: &'static str) {
+        self.cache.get_or_create(&CacheLabels { event }).inc();
+    }
+
+    pub fn request(&self, route: &Arc<str>, result: &'static str, status: u16, took: Duration) {
+        let code = match status {
+            100..200 => "1xx",
+            200..300 => "2xx",
+            300..400 => "3xx",
+            400..500 => "4xx",
+            _ => "5xx",
+        };
+        self.requests
+            .get_or_create(&RequestLabels {
+                route: route.clone(),
+                result,
+                code,
+            })
+            .inc();
+        self.request_seconds.observe(took.as_secs_f64());
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_carry_the_prefix_and_their_labels() {
+        let metrics = Metrics::new();
+        metrics.connection("tunnel", "not_routed");
+        metrics.request(&"github".into(), "forwarded", 200, Duration::from_millis(3));
+        let text = metrics.render();
+        assert!(
+            text.contains(r#"tv_agent_connections_total{decision="tunnel",reason="not_routed"} 1"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"tv_agent_requests_total{route="github",result="forwarded",code="2xx"} 1"#),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,3 @@
+//! Programs.
+#![no_std]
+#![no_main]
