@@ -1,7 +1,15 @@
 //! Every outbound socket of the data path: flagged, so that the kernel half lets it through, and timed.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::addr::OriginAddr;
+use crate::class::Class;
 
 /// Flags a socket as the agent's own before it connects; faked in tests.
 pub trait OwnSocket: Send + Sync {
@@ -16,5 +24,129 @@ pub struct Unflagged;
 impl OwnSocket for Unflagged {
     fn flag(&self, _: BorrowedFd<'_>) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Why there is no connection to the origin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot make a socket of our own for {origin}; see `tv-agent check`")]
+    Socket { origin: OriginAddr, source: io::Error },
+    #[error("{origin} does not accept the connection")]
+    Connect { origin: OriginAddr, source: io::Error },
+    #[error("{origin} did not accept the connection within {} s", limit.as_secs())]
+    Timeout { origin: OriginAddr, limit: Duration },
+}
+
+impl Error {
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Socket { .. } => Class::Internal,
+            Self::Connect { .. } => Class::UpstreamUnreachable,
+            Self::Timeout { .. } => Class::UpstreamTimeout,
+        }
+    }
+}
+
+/// Makes connections to origins.
+#[derive(Clone)]
+pub struct Dialer {
+    own: Arc<dyn OwnSocket>,
+    limit: Duration,
+}
+
+impl Dialer {
+    pub fn new(own: Arc<dyn OwnSocket>, limit: Duration) -> Self {
+        Self { own, limit }
+    }
+
+    /// A connection to exactly the address that the workload chose.
+    pub async fn connect(&self, origin: OriginAddr) -> Result<TcpStream, Error> {
+        let socket = self
+            .socket(origin)
+            .map_err(|source| Error::Socket { origin, source })?;
+        match timeout(self.limit, socket.connect(origin.0)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(source)) => Err(Error::Connect { origin, source }),
+            Err(_) => Err(Error::Timeout {
+                origin,
+                limit: self.limit,
+            }),
+        }
+    }
+
+    fn socket(&self, origin: OriginAddr) -> io::Result<TcpSocket> {
+        let socket = if origin.0.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        self.own.flag(socket.as_fd())?;
+        socket.set_nodelay(true)?;
+        Ok(socket)
+    }
+}
+
+/// Makes the close of `stream` a reset, so that the peer sees a failure and no clean end.
+pub fn reset_on_close(stream: &TcpStream) {
+    // A socket that is gone already cannot be reset; there is nothing to report then.
+    drop(socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Broken;
+    impl OwnSocket for Broken {
+        fn flag(&self, _: BorrowedFd<'_>) -> io::Result<()> {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_cannot_be_flagged_is_never_connected() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let origin = OriginAddr(listener.local_addr().unwrap());
+        let dialer = Dialer::new(Arc::new(Broken), Duration::from_secs(1));
+        let error = dialer.connect(origin).await.unwrap_err();
+        assert_eq!(error.class(), Class::Internal);
+        assert!(
+            timeout(Duration::from_millis(50), listener.accept())
+                .await
+                .is_err()
+        );
+    }
+
+    #[tokio::test]
+    async fn refusal_and_time_out_are_told_apart() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let dialer = Dialer::new(Arc::new(Unflagged), Duration::from_secs(1));
+        assert_eq!(
+            dialer.connect(OriginAddr(free)).await.unwrap_err().class(),
+            Class::UpstreamUnreachable
+        );
+        // A full listen queue answers no SYN.
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into())
+            .unwrap();
+        full.listen(0).unwrap();
+        let addr = full.local_addr().unwrap().as_socket().unwrap();
+        let _queued: Vec<_> = (0..3)
+            .map(|_| {
+                let s = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                s.set_nonblocking(true).unwrap();
+                let _ = s.connect(&addr.into());
+                s
+            })
+            .collect();
+        let dialer = Dialer::new(Arc::new(Unflagged), Duration::from_millis(100));
+        assert_eq!(
+            dialer.connect(OriginAddr(addr)).await.unwrap_err().class(),
+            Class::UpstreamTimeout
+        );
     }
 }

@@ -13,7 +13,11 @@ pub mod secret;
 pub mod sys;
 
 // Stages, in order.
-pub mod ca;
 pub mod dial;
 pub mod redirect;
+pub mod workload;
+pub mod policy;
+pub mod hello;
+pub mod decide;
+pub mod ca;
 pub mod token;
