@@ -6,9 +6,12 @@
 
 // Side modules: they import no stage.
 pub mod addr;
+pub mod body;
+pub mod candidates;
 pub mod class;
 pub mod limits;
 pub mod metrics;
+pub mod replay;
 pub mod secret;
 pub mod sys;
 
@@ -19,5 +22,9 @@ pub mod workload;
 pub mod policy;
 pub mod hello;
 pub mod decide;
+pub mod tunnel;
 pub mod ca;
 pub mod token;
+pub mod inject;
+pub mod upstream;
+pub mod respond;

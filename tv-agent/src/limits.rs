@@ -38,6 +38,10 @@ pub const LEAVES: u64 = 4096;
 pub const CONNECTIONS: usize = 8192;
 /// Streams of one HTTP/2 client connection.
 pub const H2_STREAMS: u32 = 256;
+/// Flow-control window of one HTTP/2 stream, bytes: what one slow reader can make us hold.
+pub const H2_WINDOW: u32 = 1024 * 1024;
+/// Flow-control window of one HTTP/2 connection, bytes.
+pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// A tunnel without a byte in either direction is closed after this.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
 /// An upstream connection without a request is closed after this.

@@ -1,0 +1,467 @@
+//! Stage 12: the real host, over verified TLS, at the address that the workload chose.
+//!
+//! Connections are pooled per workload, host and address: two workloads never share one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, Version, header::HOST};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::addr::{HostName, OriginAddr};
+use crate::body::{Body, Running};
+use crate::class::Class;
+use crate::dial::{self, Dialer};
+use crate::limits;
+use crate::metrics::Metrics;
+
+pub mod roots;
+
+/// HTTP version of a connection, as ALPN settled it (RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Whom to talk to, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    pub host: HostName,
+    pub origin: OriginAddr,
+    /// cgroup id of the workload.
+    pub workload: u64,
+}
+
+/// Why there is no response from the provider.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Dial(#[from] dial::Error),
+    #[error("the TLS handshake with {host} at {origin} failed, so nothing was sent to it")]
+    Tls {
+        host: HostName,
+        origin: OriginAddr,
+        source: std::io::Error,
+    },
+    #[error("{host} at {origin} did not finish the TLS handshake within {} s", limit.as_secs())]
+    TlsTimeout {
+        host: HostName,
+        origin: OriginAddr,
+        limit: Duration,
+    },
+    #[error("{host} at {origin} closes every connection before a request can be sent")]
+    Closed { host: HostName, origin: OriginAddr },
+    #[error("{host} broke the HTTP protocol or the connection")]
+    Http { host: HostName, source: hyper::Error },
+}
+
+impl Error {
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Dial(error) => error.class(),
+            Self::Tls { .. } => Class::UpstreamTls,
+            Self::TlsTimeout { .. } => Class::UpstreamTimeout,
+            Self::Closed { .. } | Self::Http { .. } => Class::UpstreamProtocol,
+        }
+    }
+}
+
+/// The pools, and what is needed to open a connection.
+pub struct Upstreams {
+    dialer: Dialer,
+    /// Offers h2 and http/1.1.
+    any: TlsConnector,
+    /// Offers http/1.1 only: for upgrades.
+    http1: TlsConnector,
+    lanes: moka::sync::Cache<Target, Arc<Lane>>,
+    metrics: Metrics,
+}
+
+/// Connections to one target.
+#[derive(Default)]
+struct Lane {
+    known: std::sync::Mutex<Known>,
+    /// Held while a first connection is opened, so that a burst of requests opens one, not hundreds.
+    opening: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// What the origin chose last, and when.
+    protocol: Option<(Protocol, Instant)>,
+    http2: Vec<Http2>,
+    http1: Vec<(http1::SendRequest<Body>, Instant)>,
+}
+
+#[derive(Clone)]
+struct Http2 {
+    sender: http2::SendRequest<Body>,
+    running: Arc<AtomicUsize>,
+}
+
+/// A connection that a request may be sent on.
+enum Connection {
+    Http1(http1::SendRequest<Body>),
+    Http2(Http2),
+}
+
+/// Streams on one HTTP/2 connection before another is opened; what servers commonly allow.
+const STREAMS: usize = 100;
+/// HTTP/2 connections per target; beyond, streams queue.
+const HTTP2_CONNECTIONS: usize = 8;
+/// How long the origin's choice of protocol is believed.
+const PROTOCOL_KEPT: Duration = Duration::from_secs(600);
+/// Connections tried for one request, while they turn out to be closed before it goes out.
+const TRIES: usize = 4;
+
+impl Upstreams {
+    /// `roots`: system and configured roots without our own, see [`roots::compose`].
+    pub fn new(dialer: Dialer, roots: Arc<rustls::RootCertStore>, metrics: Metrics) -> Self {
+        let connector = |alpn: &[&[u8]]| {
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let mut config = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .expect("the provider supports the default versions")
+                .with_root_certificates(roots.clone())
+                .with_no_client_auth();
+            config.alpn_protocols = alpn.iter().map(|a| a.to_vec()).collect();
+            config.resumption = rustls::client::Resumption::in_memory_sessions(1024);
+            TlsConnector::from(Arc::new(config))
+        };
+        let lanes = moka::sync::Cache::builder()
+            .max_capacity(limits::UPSTREAM_KEYS)
+            .time_to_idle(PROTOCOL_KEPT)
+            .build();
+        Self {
+            dialer,
+            any: connector(&[b"h2", b"http/1.1"]),
+            http1: connector(&[b"http/1.1"]),
+            lanes,
+            metrics,
+        }
+    }
+
+    /// The protocol that the origin speaks; opens a connection when that is not known, so that a failure is
+    /// found before the workload believes in its own connection.
+    pub async fn prepare(&self, target: &Target) -> Result<Protocol, Error> {
+        let lane = self.lane(target);
+        if let Some(protocol) = lane.known_protocol() {
+            return Ok(protocol);
+        }
+        let _opening = lane.opening.lock().await;
+        if let Some(protocol) = lane.known_protocol() {
+            return Ok(protocol);
+        }
+        let connection = self.open(target, &self.any).await?;
+        Ok(lane.keep(connection))
+    }
+
+    /// Sends one request and waits for the response's header. Bodies stream in both directions.
+    pub async fn send(&self, target: &Target, request: Request<Body>) -> Result<Response<Body>, Error> {
+        let lane = self.lane(target);
+        let mut request = request;
+        for _ in 0..TRIES {
+            let connection = match lane.checkout() {
+                Some(connection) => connection,
+                None => self.fresh(target, &lane).await?,
+            };
+            match self.send_on(target, &lane, connection, request).await {
+                Sent::Done(result) => return result,
+                Sent::Unsent(back) => request = back,
+            }
+        }
+        Err(Error::Closed {
+            host: target.host.clone(),
+            origin: target.origin,
+        })
+    }
+
+    /// Sends an upgrade request (RFC 9110 §7.8) on an HTTP/1.1 connection of its own.
+    pub async fn upgrade(
+        &self,
+        target: &Target,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, Error> {
+        let Connection::Http1(mut sender) = self.open(target, &self.http1).await? else {
+            unreachable!("only http/1.1 was offered")
+        };
+        let request = to_http1(request, &target.host);
+        sender.send_request(request).await.map_err(|source| Error::Http {
+            host: target.host.clone(),
+            source,
+        })
+    }
+
+    /// Lets go of what has been idle too long; called now and then.
+    pub fn sweep(&self) {
+        self.lanes.run_pending_tasks();
+        for (_, lane) in &self.lanes {
+            lane.sweep();
+        }
+    }
+
+    fn lane(&self, target: &Target) -> Arc<Lane> {
+        self.lanes.get_with_by_ref(target, Arc::default)
+    }
+
+    async fn fresh(&self, target: &Target, lane: &Arc<Lane>) -> Result<Connection, Error> {
+        if lane.known_protocol() == Some(Protocol::Http1) {
+            return self.open(target, &self.any).await;
+        }
+        let _opening = lane.opening.lock().await;
+        if let Some(connection) = lane.checkout() {
+            return Ok(connection);
+        }
+        let connection = self.open(target, &self.any).await?;
+        if let Connection::Http2(http2) = &connection {
+            lane.keep(Connection::Http2(http2.clone()));
+        } else {
+            lane.learn(Protocol::Http1);
+        }
+        Ok(connection)
+    }
+
+    async fn send_on(
+        &self,
+        target: &Target,
+        lane: &Arc<Lane>,
+        connection: Connection,
+        request: Request<Body>,
+    ) -> Sent {
+        let failed = |source| {
+            Sent::Done(Err(Error::Http {
+                host: target.host.clone(),
+                source,
+            }))
+        };
+        match connection {
+            Connection::Http2(mut http2) => {
+                let running = Running::start(&http2.running);
+                match http2
+                    .sender
+                    .try_send_request(to_http2(request, &target.host))
+                    .await
+                {
+                    Ok(response) => Sent::Done(Ok(response.map(|b| Body::passing(b).holding(running)))),
+                    Err(mut error) => match error.take_message() {
+                        Some(request) => Sent::Unsent(request),
+                        None => failed(error.into_error()),
+                    },
+                }
+            }
+            Connection::Http1(mut sender) => {
+                match sender.try_send_request(to_http1(request, &target.host)).await {
+                    Ok(response) => {
+                        let lane = lane.clone();
+                        // Ready again once the response's body has been read.
+                        tokio::spawn(async move {
+                            if sender.ready().await.is_ok() {
+                                lane.keep(Connection::Http1(sender));
+                            }
+                        });
+                        Sent::Done(Ok(response.map(Body::passing)))
+                    }
+                    Err(mut error) => match error.take_message() {
+                        Some(request) => Sent::Unsent(request),
+                        None => failed(error.into_error()),
+                    },
+                }
+            }
+        }
+    }
+
+    async fn open(&self, target: &Target, tls: &TlsConnector) -> Result<Connection, Error> {
+        let tcp = self.dialer.connect(target.origin).await?;
+        let (host, origin) = (&target.host, target.origin);
+        let limit = limits::UPSTREAM_HANDSHAKE_TIME;
+        let name = rustls_pki_types::ServerName::try_from(host.as_str().to_owned());
+        let name = name.map_err(|_| Error::Tls {
+            host: host.clone(),
+            origin,
+            source: std::io::ErrorKind::InvalidInput.into(),
+        })?;
+        let stream = match timeout(limit, tls.connect(name, tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(source)) => {
+                self.metrics.handshake("upstream", "error");
+                return Err(Error::Tls {
+                    host: host.clone(),
+                    origin,
+                    source,
+                });
+            }
+            Err(_) => {
+                self.metrics.handshake("upstream", "timeout");
+                return Err(Error::TlsTimeout {
+                    host: host.clone(),
+                    origin,
+                    limit,
+                });
+            }
+        };
+        self.metrics.handshake("upstream", "ok");
+        self.metrics.upstream_connections.inc();
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let opened = if http2 {
+            open_http2(stream).await
+        } else {
+            open_http1(stream).await
+        };
+        opened.map_err(|source| Error::Http {
+            host: host.clone(),
+            source,
+        })
+    }
+}
+
+enum Sent {
+    Done(Result<Response<Body>, Error>),
+    /// The connection was closed before the request went out; here it is again.
+    Unsent(Request<Body>),
+}
+
+type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+async fn open_http2(stream: Stream) -> Result<Connection, hyper::Error> {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::H2_WINDOW)
+        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
+        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .handshake(TokioIo::new(stream))
+        .await?;
+    // Its errors come out at the requests that it breaks.
+    tokio::spawn(async move { connection.await.unwrap_or_default() });
+    Ok(Connection::Http2(Http2 {
+        sender,
+        running: Arc::default(),
+    }))
+}
+
+async fn open_http1(stream: Stream) -> Result<Connection, hyper::Error> {
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_headers(limits::HEADER_FIELDS)
+        .max_buf_size(limits::HEADER_BYTES * 2)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let connection = connection.with_upgrades();
+    tokio::spawn(async move { connection.await.unwrap_or_default() });
+    Ok(Connection::Http1(sender))
+}
+
+/// Origin form and a Host header (RFC 9112 §3.2.1).
+fn to_http1(mut request: Request<Body>, host: &HostName) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_11;
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |p| p.as_str())
+        .to_owned();
+    *request.uri_mut() = path.parse().expect("it was part of a valid address");
+    if !request.headers().contains_key(HOST) {
+        let value = host
+            .as_str()
+            .parse()
+            .expect("a host name is a valid header value");
+        request.headers_mut().insert(HOST, value);
+    }
+    request
+}
+
+/// Absolute form; `:authority` instead of Host (RFC 9113 §8.3.1).
+fn to_http2(mut request: Request<Body>, host: &HostName) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_2;
+    request.headers_mut().remove(HOST);
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |p| p.as_str())
+        .to_owned();
+    let uri = http::Uri::builder()
+        .scheme("https")
+        .authority(host.as_str())
+        .path_and_query(path)
+        .build();
+    *request.uri_mut() = uri.expect("a host name and the path of a valid address");
+    request
+}
+
+impl Lane {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn known_protocol(&self) -> Option<Protocol> {
+        let known = self.known();
+        known
+            .protocol
+            .filter(|(_, since)| since.elapsed() < PROTOCOL_KEPT)
+            .map(|(protocol, _)| protocol)
+    }
+
+    fn learn(&self, protocol: Protocol) {
+        self.known().protocol = Some((protocol, Instant::now()));
+    }
+
+    fn keep(&self, connection: Connection) -> Protocol {
+        let mut known = self.known();
+        let now = Instant::now();
+        let protocol = match connection {
+            Connection::Http2(http2) => {
+                known.http2.retain(|c| !c.sender.is_closed());
+                known.http2.push(http2);
+                Protocol::Http2
+            }
+            Connection::Http1(sender) => {
+                if known.http1.len() < limits::UPSTREAM_IDLE_PER_KEY {
+                    known.http1.push((sender, now));
+                }
+                Protocol::Http1
+            }
+        };
+        known.protocol = Some((protocol, now));
+        protocol
+    }
+
+    fn checkout(&self) -> Option<Connection> {
+        let mut known = self.known();
+        known.http2.retain(|c| !c.sender.is_closed());
+        let free = known
+            .http2
+            .iter()
+            .min_by_key(|c| c.running.load(Ordering::Relaxed));
+        if let Some(connection) = free {
+            let busy = connection.running.load(Ordering::Relaxed) >= STREAMS;
+            if !busy || known.http2.len() >= HTTP2_CONNECTIONS {
+                return Some(Connection::Http2(connection.clone()));
+            }
+            return None;
+        }
+        while let Some((sender, since)) = known.http1.pop() {
+            if since.elapsed() < limits::UPSTREAM_IDLE && sender.is_ready() {
+                return Some(Connection::Http1(sender));
+            }
+        }
+        None
+    }
+
+    fn sweep(&self) {
+        let mut known = self.known();
+        known
+            .http1
+            .retain(|(sender, since)| since.elapsed() < limits::UPSTREAM_IDLE && !sender.is_closed());
+        known.http2.retain(|c| !c.sender.is_closed());
+    }
+}
