@@ -32,6 +32,14 @@ pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(300);
 /// A provider token is dropped this long before it expires.
 pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
+/// Longest provider token that is taken, bytes.
+pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
+/// Exchanges that run at once, per vault.
+pub const EXCHANGES_AT_ONCE: usize = 64;
+/// Exchanges that run or wait for their turn, per vault; further ones are refused.
+pub const EXCHANGES_QUEUED: usize = 2048;
+/// Longest time that a vault's rate limit keeps us from calling it, whatever it says.
+pub const RATE_LIMIT_WAIT: Duration = Duration::from_secs(60);
 /// Leaf certificates kept.
 pub const LEAVES: u64 = 4096;
 /// Connections served at once; further ones wait in the listen queue.

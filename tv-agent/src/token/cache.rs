@@ -1,0 +1,253 @@
+//! What was fetched and what was refused, each for its own time; and which vaults want to be left alone.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use dashmap::DashMap;
+use moka::Expiry;
+use moka::ops::compute::{CompResult, Op};
+use moka::policy::EvictionPolicy;
+use sha2::{Digest, Sha256};
+
+use super::error::Error;
+use super::exchange::{GRANT_TYPE, SUBJECT_TOKEN_TYPE};
+use super::response::Granted;
+use super::{Grant, VaultSettings};
+use crate::limits;
+use crate::secret::Secret;
+
+/// Everything that decides which token a vault gives, hashed: equal keys, equal answers.
+///
+/// The client secret is left out: a rotated one gets the same tokens, and refusals live for seconds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Key([u8; 32]);
+
+impl Key {
+    pub fn of(grant: &Grant<'_>) -> Self {
+        let settings = grant.vault.settings();
+        let mut hash = Sha256::new();
+        let mut field = |text: &str| {
+            hash.update((text.len() as u64).to_be_bytes());
+            hash.update(text);
+        };
+        field(settings.token_endpoint.as_str());
+        field(&settings.client_id);
+        field(GRANT_TYPE);
+        field(SUBJECT_TOKEN_TYPE);
+        field(settings.requested_token_type());
+        field(grant.connection);
+        // An empty hint is not the same as none.
+        field(if grant.login_hint.is_some() { "hint" } else { "" });
+        field(grant.login_hint.unwrap_or_default());
+        grant.subject.digest_into(&mut hash);
+        Self(hash.finalize().into())
+    }
+}
+
+/// A vault as its rate limit sees it: the endpoint and the client, whatever the configuration calls it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct VaultId([u8; 32]);
+
+impl VaultId {
+    pub fn of(settings: &VaultSettings) -> Self {
+        let mut hash = Sha256::new();
+        hash.update((settings.token_endpoint.as_str().len() as u64).to_be_bytes());
+        hash.update(settings.token_endpoint.as_str());
+        hash.update(&settings.client_id);
+        Self(hash.finalize().into())
+    }
+}
+
+/// A provider token with its times. Nothing of the subject token is in it.
+pub(super) struct Good {
+    pub token: Arc<Secret>,
+    /// Tells whether a refresh brought another token, and whether an eviction means this one.
+    pub digest: [u8; 32],
+    pub fetched: Instant,
+    pub ttl: Duration,
+    /// When the next background refresh may start; `None`: a refresh could not prolong its life.
+    next_refresh: Mutex<Option<Instant>>,
+}
+
+impl Good {
+    pub fn new(granted: Granted, life: Option<Life>, fetched: Instant) -> Self {
+        let mut hash = Sha256::new();
+        granted.token.digest_into(&mut hash);
+        Self {
+            token: Arc::new(granted.token),
+            digest: hash.finalize().into(),
+            fetched,
+            ttl: life.map_or(Duration::ZERO, |life| life.ttl),
+            next_refresh: Mutex::new(life.and_then(Life::refresh_at).map(|after| fetched + after)),
+        }
+    }
+
+    /// True for one caller, when the time for a refresh has come; the next one is due after `pause`.
+    pub fn take_refresh(&self, now: Instant, pause: Duration) -> bool {
+        let mut next = self.next_refresh.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = next.is_some_and(|at| at <= now);
+        if due {
+            *next = Some(now + pause);
+        }
+        due
+    }
+
+    pub fn never_refresh(&self) {
+        *self.next_refresh.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// How long a granted token is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    pub ttl: Duration,
+    /// The subject token's own end is the limit, so that a second exchange would gain nothing.
+    by_subject: bool,
+}
+
+impl Life {
+    /// The rule of the cache, in numbers: min(expires_in − margin, subject's exp − now, maximum).
+    ///
+    /// `now` is the time since 1970, `subject_exp` seconds since 1970. `None`: use once, do not keep.
+    pub fn of(
+        expires_in: Option<Duration>,
+        subject_exp: Option<u64>,
+        now: Duration,
+        default: Duration,
+        max: Duration,
+    ) -> Option<Self> {
+        let by_vault = match expires_in {
+            Some(life) => life.saturating_sub(limits::TOKEN_MARGIN),
+            None => default,
+        };
+        let by_vault = by_vault.min(max).min(limits::TOKEN_TTL_MAX);
+        let by_subject = subject_exp.map(|exp| Duration::from_secs(exp).saturating_sub(now));
+        let life = match by_subject {
+            Some(left) if left <= by_vault => Self {
+                ttl: left,
+                by_subject: true,
+            },
+            _ => Self {
+                ttl: by_vault,
+                by_subject: false,
+            },
+        };
+        (!life.ttl.is_zero()).then_some(life)
+    }
+
+    /// Age at which a background refresh is due: when less than a fifth of the life is left.
+    fn refresh_at(self) -> Option<Duration> {
+        (!self.by_subject).then(|| self.ttl - self.ttl / 5)
+    }
+}
+
+/// The time since 1970.
+pub(super) fn unix_now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[derive(Clone)]
+pub(super) enum Entry {
+    Good(Arc<Good>),
+    Bad(Error, Duration),
+}
+
+impl Entry {
+    fn ttl(&self) -> Duration {
+        match self {
+            Self::Good(good) => good.ttl,
+            Self::Bad(_, ttl) => *ttl,
+        }
+    }
+}
+
+struct ByEntry;
+
+impl Expiry<Key, Entry> for ByEntry {
+    fn expire_after_create(&self, _: &Key, entry: &Entry, _: Instant) -> Option<Duration> {
+        Some(entry.ttl())
+    }
+
+    // moka's default keeps the old entry's end.
+    fn expire_after_update(
+        &self,
+        _: &Key,
+        entry: &Entry,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.ttl())
+    }
+}
+
+/// The table of entries and the table of pauses.
+pub(super) struct Store {
+    entries: moka::sync::Cache<Key, Entry>,
+    pauses: DashMap<VaultId, Instant>,
+}
+
+impl Store {
+    pub fn new(capacity: u64) -> Self {
+        // Least recently used, so that a flood of bad tokens cannot keep good ones out.
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(capacity)
+            .eviction_policy(EvictionPolicy::lru())
+            .expire_after(ByEntry)
+            .build();
+        Self {
+            entries,
+            pauses: DashMap::new(),
+        }
+    }
+
+    pub fn get(&self, key: &Key) -> Option<Entry> {
+        self.entries.get(key)
+    }
+
+    pub fn insert(&self, key: Key, entry: Entry) {
+        self.entries.insert(key, entry);
+    }
+
+    /// Removes the entry of `key` if it holds this very token. True if it did.
+    pub fn evict(&self, key: Key, digest: &[u8; 32]) -> bool {
+        let outcome = self
+            .entries
+            .entry(key)
+            .and_compute_with(|entry| match entry.map(|e| e.into_value()) {
+                Some(Entry::Good(good)) if good.digest == *digest => Op::Remove,
+                _ => Op::Nop,
+            });
+        matches!(outcome, CompResult::Removed(_))
+    }
+
+    pub fn flush(&self) {
+        self.entries.invalidate_all();
+        self.entries.run_pending_tasks();
+    }
+
+    pub fn len(&self) -> u64 {
+        self.entries.run_pending_tasks();
+        self.entries.entry_count()
+    }
+
+    /// Leaves the vault alone for `wait`, at most [`limits::RATE_LIMIT_WAIT`]; never shortens a pause.
+    pub fn pause(&self, vault: VaultId, wait: Duration) {
+        let now = Instant::now();
+        // Vaults come and go with the configuration; pauses that are over go too.
+        self.pauses.retain(|_, until| *until > now);
+        let until = now + wait.min(limits::RATE_LIMIT_WAIT);
+        let mut entry = self.pauses.entry(vault).or_insert(until);
+        *entry = until.max(*entry);
+    }
+
+    /// What is left of the vault's pause.
+    pub fn paused(&self, vault: &VaultId) -> Option<Duration> {
+        let until = *self.pauses.get(vault)?;
+        until
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+    }
+}
+
+#[cfg(test)]
+mod tests;

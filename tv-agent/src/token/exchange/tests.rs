@@ -1,0 +1,195 @@
+//! The request on the wire, and every way in which a vault can answer badly or not at all.
+
+use rustls_pki_types::CertificateDer;
+
+use super::*;
+use crate::token::ErrorKind;
+use crate::token::Malformed;
+use crate::token::Vault;
+use crate::token::tests::fake::{Answer, Body, CLIENT_ID, CLIENT_SECRET, Fake, settings};
+
+async fn call(vault: &Vault, hint: Option<&str>) -> Result<Granted, ErrorKind> {
+    let subject = Secret::new("subject&token=ü".into());
+    exchange(&vault.client, &vault.settings, "git&hub", hint, &subject).await
+}
+
+/// The failure of one call answered with `answer`, and the calls it took.
+async fn failure(answer: Answer, timeout: Duration) -> (ErrorKind, usize) {
+    let fake = Fake::always(answer).await;
+    let vault = fake.vault_with(|s| s.timeout = timeout);
+    let kind = call(&vault, None).await.err().expect("a failure");
+    (kind, fake.count())
+}
+
+const SOON: Duration = Duration::from_millis(400);
+
+#[tokio::test]
+async fn both_encodings_and_both_authentications_arrive_whole() {
+    for encoding in [Encoding::Form, Encoding::Json] {
+        for client_auth in [ClientAuth::SecretPost, ClientAuth::SecretBasic] {
+            let fake = Fake::always(Answer::token("provider", 3600)).await;
+            let vault = fake.vault_with(|s| (s.encoding, s.client_auth) = (encoding, client_auth));
+            let granted = call(&vault, Some("me@example.com")).await.unwrap();
+            assert_eq!(granted.token.expose(), "provider");
+            let calls = fake.calls();
+            let [received] = &calls[..] else {
+                panic!("{} calls", calls.len())
+            };
+            assert_eq!(received.subject(), "subject&token=ü");
+            assert_eq!(received.fields["connection"], "git&hub");
+            assert_eq!(received.fields["login_hint"], "me@example.com");
+            assert_eq!(received.fields["requested_token_type"], REQUESTED_TOKEN_TYPE);
+            assert_eq!(
+                received.content_type.ends_with("json"),
+                encoding == Encoding::Json
+            );
+            // The fake has compared id and secret, and refuses both at once.
+            assert_eq!(
+                received.authorization.is_some(),
+                client_auth == ClientAuth::SecretBasic
+            );
+            assert_eq!(received.accept_encoding, None);
+        }
+    }
+}
+
+#[tokio::test]
+async fn options_of_the_request() {
+    let fake = Fake::always(Answer::token("provider", 3600)).await;
+    let vault = fake.vault_with(|s| s.requested_token_type = Some("urn:other".into()));
+    call(&vault, None).await.unwrap();
+    let calls = fake.calls();
+    assert_eq!(calls[0].fields["requested_token_type"], "urn:other");
+    assert!(!calls[0].fields.contains_key("login_hint"));
+}
+
+#[test]
+fn basic_is_form_encoded_before_base64() {
+    let value = basic(CLIENT_ID, CLIENT_SECRET);
+    let plain = base64::engine::general_purpose::STANDARD
+        .decode(value.as_str())
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(plain).unwrap(),
+        "client%3Aone+%26:CANARY-client+secret%3A%25%26%2B%C3%A9"
+    );
+}
+
+#[tokio::test]
+async fn a_long_or_endless_answer_is_an_error_and_not_memory() {
+    let long = Answer::new(200, "").body(Body::Long(10 << 20));
+    let (kind, calls) = failure(long, limits::TOKEN_TIME).await;
+    assert!(
+        matches!(kind, ErrorKind::InvalidResponse(Malformed::TooLarge)),
+        "{kind}"
+    );
+    assert_eq!(calls, 1);
+    let just_over = Answer::new(200, "").body(Body::Long(limits::TOKEN_RESPONSE_BYTES + 1));
+    let (kind, _) = failure(just_over, limits::TOKEN_TIME).await;
+    assert!(
+        matches!(kind, ErrorKind::InvalidResponse(Malformed::TooLarge)),
+        "{kind}"
+    );
+    let fits = Answer::new(200, "").body(Body::Long(limits::TOKEN_RESPONSE_BYTES));
+    let (kind, _) = failure(fits, limits::TOKEN_TIME).await;
+    assert!(
+        matches!(kind, ErrorKind::InvalidResponse(Malformed::NotJson)),
+        "{kind}"
+    );
+    let (kind, _) = failure(Answer::new(200, "").body(Body::Endless), SOON).await;
+    assert!(matches!(kind, ErrorKind::Timeout(SOON)), "{kind}");
+}
+
+#[tokio::test]
+async fn an_error_status_counts_however_its_body_is() {
+    for body in [Body::Endless, Body::Long(10 << 20)] {
+        let answer = Answer::new(429, "").header("retry-after", "3").body(body);
+        let (kind, _) = failure(answer, limits::TOKEN_TIME).await;
+        let ErrorKind::RateLimited { retry_after, .. } = kind else {
+            panic!("{kind}")
+        };
+        assert_eq!(retry_after, Duration::from_secs(3));
+    }
+}
+
+#[tokio::test]
+async fn silence_is_a_time_out() {
+    let (kind, calls) = failure(Answer::token("t", 60).after(Duration::from_secs(60)), SOON).await;
+    assert!(matches!(kind, ErrorKind::Timeout(SOON)), "{kind}");
+    assert_eq!(calls, 1);
+    // Nor is a handshake without an answer waited for: this listener never accepts.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let root = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()])
+        .unwrap()
+        .cert
+        .der()
+        .clone();
+    let vault = unreachable(
+        &format!("https://{}/oauth/token", silent.local_addr().unwrap()),
+        root,
+    );
+    let kind = call(&vault, None).await.err().unwrap();
+    assert!(matches!(kind, ErrorKind::Timeout(SOON)), "{kind}");
+}
+
+fn unreachable(endpoint: &str, root: CertificateDer<'static>) -> Vault {
+    let mut settings = settings(endpoint, vec![root]);
+    settings.timeout = SOON;
+    Vault::new(settings, Arc::new(RootCertStore::empty())).unwrap()
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_tried_once_more() {
+    let (kind, calls) = failure(Answer::new(200, "").body(Body::Cut), limits::TOKEN_TIME).await;
+    assert!(matches!(kind, ErrorKind::Broken(_)), "{kind}");
+    assert_eq!(calls, 2);
+    let fake = Fake::start(|n, _| match n {
+        0 => Answer::new(200, "").body(Body::Cut),
+        _ => Answer::token("provider", 3600),
+    })
+    .await;
+    assert!(call(&fake.vault(), None).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_closed_port_and_an_untrusted_certificate_are_no_connection() {
+    let fake = Fake::always(Answer::token("t", 3600)).await;
+    let closed = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let vault = unreachable(&format!("https://{closed}/oauth/token"), fake.root.clone());
+    let kind = call(&vault, None).await.err().unwrap();
+    assert!(matches!(kind, ErrorKind::Connect(_)), "{kind}");
+    // The same name, another key.
+    let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()])
+        .unwrap()
+        .cert
+        .der()
+        .clone();
+    let vault = unreachable(&format!("https://{}/oauth/token", fake.addr), other);
+    let kind = call(&vault, None).await.err().unwrap();
+    assert!(matches!(kind, ErrorKind::Connect(_)), "{kind}");
+    // The right key, another name.
+    let vault = unreachable(
+        &format!("https://localhost:{}/oauth/token", fake.addr.port()),
+        fake.root.clone(),
+    );
+    let kind = call(&vault, None).await.err().unwrap();
+    assert!(matches!(kind, ErrorKind::Connect(_)), "{kind}");
+    assert_eq!(fake.count(), 0, "the secret was sent to an unverified peer");
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let other = Fake::always(Answer::token("t", 3600)).await;
+    for status in [301, 302, 303, 307, 308] {
+        let to = format!("https://{}/oauth/token", other.addr);
+        let (kind, _) = failure(Answer::new(status, "").header("location", to), limits::TOKEN_TIME).await;
+        assert!(
+            matches!(kind, ErrorKind::InvalidResponse(Malformed::Status(s)) if s == status),
+            "{kind}"
+        );
+    }
+    assert_eq!(other.count(), 0);
+}
