@@ -42,6 +42,10 @@ pub const EXCHANGES_QUEUED: usize = 2048;
 pub const RATE_LIMIT_WAIT: Duration = Duration::from_secs(60);
 /// Leaf certificates kept.
 pub const LEAVES: u64 = 4096;
+/// Largest certificate bundle or file of a certificate directory that is copied for `exec`, bytes.
+pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
+/// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
+pub const TRUST_ENTRIES: usize = 8192;
 /// Connections served at once; further ones wait in the listen queue.
 pub const CONNECTIONS: usize = 8192;
 /// Streams of one HTTP/2 client connection.

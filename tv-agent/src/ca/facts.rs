@@ -1,0 +1,94 @@
+//! What a certificate says about itself, as far as the CA has to know or show it.
+
+use rustls_pki_types::CertificateDer;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+use x509_parser::extensions::{GeneralName, GeneralSubtree};
+
+use super::rfc3339;
+use super::subtree::Subtrees;
+
+/// A certificate for people and for `-o json`. Times are RFC 3339, UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    pub subject: String,
+    pub issuer: String,
+    /// Hexadecimal, as `openssl x509 -serial` prints it.
+    pub serial: String,
+    /// SHA-256 of the DER form, lower-case hexadecimal.
+    pub sha256: String,
+    pub not_before: String,
+    pub not_after: String,
+    /// DNS subtrees it may sign for; empty when it is not constrained.
+    pub permitted: Vec<String>,
+}
+
+/// The same, as the checks need it.
+pub(super) struct Parsed {
+    pub(super) facts: Facts,
+    pub(super) subject: Vec<u8>,
+    pub(super) issuer: Vec<u8>,
+    pub(super) spki: Vec<u8>,
+    pub(super) not_before: OffsetDateTime,
+    pub(super) not_after: OffsetDateTime,
+    /// CA:TRUE in critical basic constraints, and keyCertSign.
+    pub(super) signs: bool,
+    pub(super) path_length: Option<u32>,
+    /// Only what critical name constraints say.
+    pub(super) subtrees: Subtrees,
+}
+
+impl Parsed {
+    /// `None`: not a well-formed certificate.
+    pub(super) fn new(der: &CertificateDer<'_>) -> Option<Self> {
+        let (rest, x509) = x509_parser::parse_x509_certificate(der).ok()?;
+        if !rest.is_empty() {
+            return None;
+        }
+        let basic = x509.basic_constraints().ok()?;
+        let usage = x509.key_usage().ok()?;
+        let constraints = x509.name_constraints().ok()?.filter(|c| c.critical);
+        let subtrees = constraints.map_or_else(Subtrees::default, |c| Subtrees {
+            permitted: dns_names(c.value.permitted_subtrees.as_deref()),
+            excluded: dns_names(c.value.excluded_subtrees.as_deref()),
+        });
+        let not_before = x509.validity().not_before.to_datetime();
+        let not_after = x509.validity().not_after.to_datetime();
+        Some(Self {
+            facts: Facts {
+                subject: x509.subject().to_string(),
+                issuer: x509.issuer().to_string(),
+                serial: hex(x509.raw_serial()),
+                sha256: hex(&Sha256::digest(der)),
+                not_before: rfc3339(not_before),
+                not_after: rfc3339(not_after),
+                permitted: subtrees.permitted.clone(),
+            },
+            subject: x509.subject().as_raw().to_vec(),
+            issuer: x509.issuer().as_raw().to_vec(),
+            spki: x509.public_key().raw.to_vec(),
+            not_before,
+            not_after,
+            signs: basic.as_ref().is_some_and(|b| b.critical && b.value.ca)
+                && usage.is_some_and(|u| u.value.key_cert_sign()),
+            path_length: basic.and_then(|b| b.value.path_len_constraint),
+            subtrees,
+        })
+    }
+}
+
+fn dns_names(subtrees: Option<&[GeneralSubtree<'_>]>) -> Vec<String> {
+    subtrees
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|subtree| match &subtree.base {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
