@@ -1,5 +1,7 @@
 //! Stage 11: which credentials a request presents, and the provider's token in their place. Pure.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
@@ -24,7 +26,7 @@ pub enum Scheme {
 /// The subject token of one request.
 pub struct Presented {
     pub scheme: Scheme,
-    pub subject: Secret,
+    pub subject: Arc<Secret>,
 }
 
 /// What is wrong with the caller's credentials.
@@ -86,17 +88,17 @@ pub fn presented(headers: &HeaderMap, host: &HostName) -> Result<Option<Presente
     let presented = if scheme.eq_ignore_ascii_case("bearer") {
         Presented {
             scheme: Scheme::Bearer,
-            subject: Secret::new(credentials.to_owned()),
+            subject: Secret::new(credentials.to_owned()).into(),
         }
     } else if git && scheme.eq_ignore_ascii_case("token") {
         Presented {
             scheme: Scheme::Token,
-            subject: Secret::new(credentials.to_owned()),
+            subject: Secret::new(credentials.to_owned()).into(),
         }
     } else if git && scheme.eq_ignore_ascii_case("basic") {
         Presented {
             scheme: Scheme::Basic,
-            subject: basic_password(credentials)?,
+            subject: basic_password(credentials)?.into(),
         }
     } else {
         return Err(Error::Scheme);

@@ -18,6 +18,7 @@ pub mod sys;
 // Stages, in order.
 pub mod dial;
 pub mod redirect;
+pub mod accept;
 pub mod workload;
 pub mod policy;
 pub mod hello;
@@ -27,4 +28,15 @@ pub mod ca;
 pub mod token;
 pub mod inject;
 pub mod upstream;
+pub mod terminate;
 pub mod respond;
+pub mod snapshot;
+
+// The two scripts.
+pub mod exchange;
+pub mod connection;
+
+// What puts them together, and what people ask for.
+pub mod config;
+pub mod agent;
+pub mod admin;

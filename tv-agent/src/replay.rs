@@ -20,6 +20,10 @@ impl<I> Replay<I> {
             io,
         }
     }
+
+    pub fn get_ref(&self) -> &I {
+        &self.io
+    }
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Replay<I> {

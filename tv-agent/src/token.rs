@@ -148,6 +148,25 @@ impl Vault {
         &self.settings
     }
 
+    /// Whether the token endpoint answers HTTP over verified TLS within `limit`; what it answers is not
+    /// looked at. For `check`.
+    ///
+    /// # Errors
+    /// Why not, with every cause.
+    pub async fn reach(&self, limit: Duration) -> Result<(), String> {
+        let asked = self
+            .client
+            .head(self.settings.token_endpoint.clone())
+            .timeout(limit)
+            .send()
+            .await;
+        asked.map(drop).map_err(|error| {
+            let error = error.without_url();
+            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
+            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+        })
+    }
+
     fn error(&self, kind: ErrorKind, connection: &Arc<str>) -> Error {
         Error::new(kind, &self.settings.name, &self.host, connection)
     }
@@ -196,6 +215,15 @@ impl Obtained {
 pub enum Source {
     Cache,
     Exchange,
+}
+
+impl Source {
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Exchange => "exchange",
+        }
+    }
 }
 
 /// The token service. One per agent, cheap to clone; it outlives configuration reloads, since its keys hold
@@ -250,6 +278,20 @@ impl Tokens {
         if self.0.store.evict(obtained.key, &obtained.digest) {
             self.0.metrics.cache_event("evicted");
         }
+    }
+
+    /// The provider refused the token: drops it, and tells whether a fresh one is worth asking for.
+    ///
+    /// A provider that goes on refusing does not make every request an exchange: per key, ten seconds pass.
+    pub fn reject(&self, obtained: &Obtained) -> bool {
+        let again = self
+            .0
+            .store
+            .reject(obtained.key, &obtained.digest, obtained.source == Source::Cache);
+        if again {
+            self.0.metrics.cache_event("evicted");
+        }
+        again
     }
 
     /// Drops every token and every remembered failure. Pauses that vaults asked for stay.

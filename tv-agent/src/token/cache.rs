@@ -183,8 +183,13 @@ impl Expiry<Key, Entry> for ByEntry {
 /// The table of entries and the table of pauses.
 pub(super) struct Store {
     entries: moka::sync::Cache<Key, Entry>,
+    /// The digest of the token that a provider refused last, per key, for [`REJECTION`].
+    rejected: moka::sync::Cache<Key, [u8; 32]>,
     pauses: DashMap<VaultId, Instant>,
 }
+
+/// A provider that refuses every token costs at most two exchanges per key in this time.
+const REJECTION: Duration = Duration::from_secs(10);
 
 impl Store {
     pub fn new(capacity: u64) -> Self {
@@ -196,6 +201,10 @@ impl Store {
             .build();
         Self {
             entries,
+            rejected: moka::sync::Cache::builder()
+                .max_capacity(capacity)
+                .time_to_live(REJECTION)
+                .build(),
             pauses: DashMap::new(),
         }
     }
@@ -206,6 +215,24 @@ impl Store {
 
     pub fn insert(&self, key: Key, entry: Entry) {
         self.entries.insert(key, entry);
+    }
+
+    /// A provider refused the token with `digest`. True if asking again may give another one.
+    ///
+    /// `cached`: it came from the cache. One that has just been exchanged is not worth a second exchange.
+    pub fn reject(&self, key: Key, digest: &[u8; 32], cached: bool) -> bool {
+        match self.rejected.get(&key) {
+            None => {
+                self.rejected.insert(key, *digest);
+                self.evict(key, digest);
+                cached
+            }
+            // Somebody else has thrown out the same token; another one may be there by now.
+            Some(last) if cached && last == *digest => {
+                !matches!(self.get(&key), Some(Entry::Good(good)) if good.digest == *digest)
+            }
+            Some(_) => false,
+        }
     }
 
     /// Removes the entry of `key` if it holds this very token. True if it did.

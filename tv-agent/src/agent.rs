@@ -1,0 +1,280 @@
+//! The composition root: builds every stage from a configuration, starts the accept loops, reloads, stops.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+
+use crate::accept::{self, Listener};
+use crate::ca::{self, Authority, Leaves};
+use crate::candidates::Candidates;
+use crate::config::Config;
+use crate::connection::Connections;
+use crate::dial::{Dialer, OwnSocket};
+use crate::exchange::Exchange;
+use crate::hello::Caps;
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::policy::{HostPattern, Routes};
+use crate::redirect::{Listeners, OriginLookup};
+use crate::snapshot::{Current, Snapshot};
+use crate::terminate::Terminator;
+use crate::token::{self, Tokens, Vault};
+use crate::upstream::{Upstreams, roots};
+use crate::workload::Workloads;
+
+/// How often the addresses of exact hosts are looked up.
+const LOOKUP: Duration = Duration::from_secs(60);
+
+/// Why the agent does not start, or does not take a new configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Listen(#[from] accept::Error),
+    #[error("upstream.extra_roots")]
+    Roots(#[from] roots::Error),
+    #[error("vaults.{vault}.extra_roots")]
+    VaultRoots { vault: Arc<str>, source: roots::Error },
+    #[error(transparent)]
+    Vault(#[from] token::BuildError),
+    #[error(transparent)]
+    Ca(#[from] ca::Error),
+    #[error(
+        "the CA may not sign for {subtree} (route hosts changed since it was made); run `tv-agent ca init` again"
+    )]
+    NotPermitted { subtree: String },
+}
+
+/// What the agent is built on; the kernel half in the product, fakes in tests.
+pub struct Wiring {
+    pub origins: Arc<dyn OriginLookup>,
+    pub own: Arc<dyn OwnSocket>,
+    pub workloads: Arc<Workloads>,
+    pub authority: Arc<Authority>,
+    pub metrics: Metrics,
+    pub listen_v4: SocketAddr,
+    /// None where the namespace has no IPv6 loopback.
+    pub listen_v6: Option<SocketAddr>,
+}
+
+/// A running agent.
+pub struct Agent {
+    current: Current,
+    dialer: Dialer,
+    authority: Arc<Authority>,
+    metrics: Metrics,
+    listeners: Listeners,
+    tokens: Tokens,
+    stop: watch::Sender<bool>,
+    loops: Vec<JoinHandle<()>>,
+}
+
+impl Agent {
+    /// Builds everything and starts to accept. Call in the network namespace to listen in.
+    pub async fn start(config: Config, wiring: Wiring) -> Result<Self, Error> {
+        let Wiring {
+            origins,
+            own,
+            workloads,
+            authority,
+            metrics,
+            listen_v4,
+            listen_v6,
+        } = wiring;
+        check_permitted(&config, &authority)?;
+        let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
+        let on_unknown_name = config.intercept.on_unknown_name;
+        let current = Current::new(snapshot(
+            config,
+            on_unknown_name,
+            &dialer,
+            authority.root_der(),
+            &metrics,
+        )?);
+        let v4 = Listener::bind(listen_v4, &*own)?;
+        let v6 = listen_v6
+            .map(|address| Listener::bind(address, &*own))
+            .transpose()?;
+        let address = |listener: &Listener, wanted| {
+            listener.address().map_err(|source| accept::Error::Bind {
+                address: wanted,
+                source,
+            })
+        };
+        let listeners = Listeners {
+            v4: address(&v4, listen_v4)?,
+            v6: v6
+                .as_ref()
+                .zip(listen_v6)
+                .map(|(v6, wanted)| address(v6, wanted))
+                .transpose()?,
+        };
+        let tokens = Tokens::new(metrics.clone());
+        let (stop, stopped) = watch::channel(false);
+        let may_mint = {
+            let current = current.clone();
+            Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
+        };
+        let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
+        let candidates = Candidates::new();
+        let connections = Arc::new(Connections {
+            origins,
+            workloads,
+            candidates: candidates.clone(),
+            current: current.clone(),
+            dialer: dialer.clone(),
+            terminator: Terminator::new(Arc::new(leaves), limits::HANDSHAKE_TIME, metrics.clone()),
+            exchange: Exchange {
+                current: current.clone(),
+                tokens: tokens.clone(),
+                metrics: metrics.clone(),
+            },
+            hello: Caps {
+                bytes: limits::HELLO_BYTES,
+                time: limits::HELLO_TIME,
+            },
+            metrics: metrics.clone(),
+            stop: stopped.clone(),
+        });
+        let limit = Arc::new(Semaphore::new(limits::CONNECTIONS));
+        let mut loops = Vec::new();
+        for listener in std::iter::once(v4).chain(v6) {
+            let connections = connections.clone();
+            let serve = move |stream, peer, netns| {
+                let connections = connections.clone();
+                async move { connections.serve(stream, peer, netns).await }
+            };
+            loops.push(tokio::spawn(accept::run(
+                listener,
+                limit.clone(),
+                stopped.clone(),
+                limits::DRAIN_TIME,
+                serve,
+            )));
+        }
+        loops.push(tokio::spawn(look_up_candidates(
+            current.clone(),
+            candidates,
+            stopped,
+        )));
+        Ok(Self {
+            current,
+            dialer,
+            authority,
+            metrics,
+            listeners,
+            tokens,
+            stop,
+            loops,
+        })
+    }
+
+    /// Where it listens, with the ports that were free.
+    pub fn listeners(&self) -> Listeners {
+        self.listeners
+    }
+
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Takes a new configuration, or none of it. Open connections go on, their next requests by the new one.
+    pub fn reload(&self, config: Config) -> Result<(), Error> {
+        check_permitted(&config, &self.authority)?;
+        let on_unknown_name = config.intercept.on_unknown_name;
+        let root = self.authority.root_der();
+        self.current.replace(snapshot(
+            config,
+            on_unknown_name,
+            &self.dialer,
+            root,
+            &self.metrics,
+        )?);
+        Ok(())
+    }
+
+    /// What has to be done now and then: lets go of idle upstream connections.
+    pub fn sweep(&self) {
+        self.current.load().upstreams.sweep();
+    }
+
+    /// Ends at once, with whatever is open.
+    pub async fn stop_now(self) {
+        for task in self.loops {
+            task.abort();
+            // Aborted, which is what was asked for.
+            let _ = task.await;
+        }
+    }
+
+    /// Stops accepting, lets open requests finish for a while, and ends.
+    pub async fn stop(self) {
+        // Nobody listens any more when all loops have ended already.
+        let _ = self.stop.send(true);
+        for task in self.loops {
+            let _ = task.await;
+        }
+    }
+}
+
+fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> {
+    for subtree in config.subtrees() {
+        let permitted = crate::addr::HostName::parse(&subtree).is_some_and(|host| authority.permits(&host));
+        if !permitted {
+            return Err(Error::NotPermitted { subtree });
+        }
+    }
+    Ok(())
+}
+
+fn snapshot(
+    config: Config,
+    on_unknown_name: crate::decide::OnUnknownName,
+    dialer: &Dialer,
+    own_root: &CertificateDer<'static>,
+    metrics: &Metrics,
+) -> Result<Snapshot, Error> {
+    let own = std::slice::from_ref(own_root);
+    let mut vaults = HashMap::new();
+    for (name, vault) in config.vaults {
+        let roots = roots::compose(&vault.extra_roots, own).map_err(|source| Error::VaultRoots {
+            vault: name.clone(),
+            source,
+        })?;
+        vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
+    }
+    let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
+    Ok(Snapshot {
+        routes: Routes::new(config.routes),
+        vaults,
+        on_unknown_name,
+        upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
+    })
+}
+
+/// Learns the addresses of routed hosts, so that a connection to one of them without a name is not tunnelled.
+async fn look_up_candidates(current: Current, candidates: Candidates, mut stop: watch::Receiver<bool>) {
+    loop {
+        let snapshot = current.load();
+        let exact = snapshot
+            .routes
+            .iter()
+            .flat_map(|r| &r.hosts)
+            .filter_map(HostPattern::exact);
+        for host in exact.cloned().collect::<Vec<_>>() {
+            // A name that does not resolve now is learned from the first connection to it.
+            if let Ok(addresses) = tokio::net::lookup_host((host.as_str(), 443)).await {
+                addresses.for_each(|address| candidates.learn(address.ip().to_canonical()));
+            }
+        }
+        drop(snapshot);
+        tokio::select! {
+            () = tokio::time::sleep(LOOKUP) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The configuration: read from a file or from three variables, checked, and turned into what each stage
+//! takes. An error names file, line, key, value and what is allowed.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::Url;
+
+use crate::decide::OnUnknownName;
+use crate::limits;
+use crate::policy::{HostPattern, Route};
+use crate::secret::Secret;
+use crate::token::{ClientAuth, Encoding, VaultSettings};
+
+mod builtin;
+mod check;
+mod raw;
+
+pub use raw::{OnAgentDown, Quic};
+
+/// Reads an environment variable; a function, so that tests never touch the process's own.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A checked configuration.
+pub struct Config {
+    pub intercept: Intercept,
+    /// Port of the agent's listeners, 127.34.67.1 and [::1]; 0 takes a free one.
+    pub port: u16,
+    pub vaults: BTreeMap<Arc<str>, VaultConfig>,
+    pub routes: Vec<Route>,
+    /// PEM files with roots for providers, besides the system's.
+    pub extra_roots: Vec<PathBuf>,
+    pub metrics: Option<SocketAddr>,
+    /// Whether `metrics` was asked for, and not just the default.
+    pub metrics_asked: bool,
+    pub ca_dir: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Intercept {
+    /// cgroups whose subtrees are enrolled, below the cgroup2 mount.
+    pub cgroups: Vec<String>,
+    pub ports: Vec<u16>,
+    pub bypass: Vec<IpNet>,
+    pub quic: Quic,
+    pub on_agent_down: OnAgentDown,
+    pub on_unknown_name: OnUnknownName,
+}
+
+/// A vault's settings, with the files of its roots still to be read.
+pub struct VaultConfig {
+    pub settings: VaultSettings,
+    pub extra_roots: Vec<PathBuf>,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read the configuration {}", file.display())]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("{}: {message}", file.display())]
+    Syntax { file: PathBuf, message: String },
+    #[error("{}:{line}: {key}: {value:?} {problem}", file.display())]
+    Value {
+        file: PathBuf,
+        line: u64,
+        key: String,
+        value: String,
+        problem: String,
+    },
+    #[error(
+        "there is no configuration: give --config FILE, or set AUTH0_DOMAIN, AUTH0_CLIENT_ID and AUTH0_CLIENT_SECRET ({missing} is not set)"
+    )]
+    Nothing { missing: &'static str },
+    #[error("environment variable {variable}: {value:?} {problem}")]
+    Variable {
+        variable: &'static str,
+        value: String,
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks `file`.
+    pub fn load(file: &Path, env: Env<'_>) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
+            file: file.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, file, env)
+    }
+
+    /// Checks `text`; `file` is its name in errors.
+    pub fn parse(text: &str, file: &Path, env: Env<'_>) -> Result<Self, Error> {
+        let raw: raw::Raw = serde_saphyr::from_str(text).map_err(|error| Error::Syntax {
+            file: file.to_owned(),
+            message: check::explain(text, &error),
+        })?;
+        check::Checker { file, env }.config(raw)
+    }
+
+    /// No file at all: three variables and the built-in table of hosts.
+    pub fn from_env(env: Env<'_>) -> Result<Self, Error> {
+        let get = |name: &'static str| {
+            env(name)
+                .filter(|value| !value.is_empty())
+                .ok_or(Error::Nothing { missing: name })
+        };
+        let domain = get("AUTH0_DOMAIN")?;
+        let client_id = get("AUTH0_CLIENT_ID")?;
+        let secret = Secret::new(get("AUTH0_CLIENT_SECRET")?);
+        let token_endpoint = endpoint_of(&domain).map_err(|problem| Error::Variable {
+            variable: "AUTH0_DOMAIN",
+            value: domain,
+            problem: problem.to_owned(),
+        })?;
+        let name: Arc<str> = "main".into();
+        let settings = VaultSettings {
+            name: name.clone(),
+            token_endpoint,
+            client_id,
+            client_secret: secret,
+            client_auth: ClientAuth::SecretPost,
+            encoding: Encoding::Form,
+            extra_roots: Vec::new(),
+            timeout: limits::TOKEN_TIME,
+            requested_token_type: None,
+            ttl_default: limits::TOKEN_TTL_DEFAULT,
+            ttl_max: limits::TOKEN_TTL_MAX,
+        };
+        Ok(Self {
+            intercept: Intercept::default(),
+            port: DEFAULT_PORT,
+            vaults: BTreeMap::from([(
+                name.clone(),
+                VaultConfig {
+                    settings,
+                    extra_roots: Vec::new(),
+                },
+            )]),
+            routes: builtin::routes(&name),
+            extra_roots: Vec::new(),
+            metrics: Some(default_metrics()),
+            metrics_asked: false,
+            ca_dir: default_ca_dir(),
+        })
+    }
+
+    /// The DNS subtrees that the CA has to be able to sign for.
+    pub fn subtrees(&self) -> Vec<String> {
+        subtrees(&self.routes)
+    }
+}
+
+/// The same for the built-in hosts, for which no credentials are needed.
+pub fn builtin_subtrees() -> Vec<String> {
+    subtrees(&builtin::routes(&"main".into()))
+}
+
+fn subtrees(routes: &[Route]) -> Vec<String> {
+    let all: HashSet<&str> = routes
+        .iter()
+        .flat_map(|r| &r.hosts)
+        .map(HostPattern::subtree)
+        .collect();
+    let mut all: Vec<String> = all.into_iter().map(str::to_owned).collect();
+    all.sort();
+    all
+}
+
+impl Default for Intercept {
+    fn default() -> Self {
+        Self {
+            cgroups: Vec::new(),
+            ports: vec![443],
+            bypass: ["127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10"]
+                .map(|net| net.parse().expect("a network"))
+                .to_vec(),
+            quic: Quic::Block,
+            on_agent_down: OnAgentDown::Closed,
+            on_unknown_name: OnUnknownName::Tunnel,
+        }
+    }
+}
+
+pub const DEFAULT_PORT: u16 = 15443;
+
+fn default_metrics() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 15020))
+}
+
+pub fn default_ca_dir() -> PathBuf {
+    PathBuf::from("/var/lib/tv-agent/ca")
+}
+
+/// `https://DOMAIN/oauth/token`.
+fn endpoint_of(domain: &str) -> Result<Url, &'static str> {
+    let allowed = "is not a domain; allowed: a host name without scheme or path, such as tenant.eu.auth0.com";
+    let name = crate::addr::HostName::parse(domain).ok_or(allowed)?;
+    Url::parse(&format!("https://{name}/oauth/token")).map_err(|_| allowed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,340 @@
+//! From the file as written to a configuration that can be used.
+
+use std::path::Path;
+
+use serde_saphyr::Spanned;
+
+use super::raw::{self, Raw, SecretSource};
+use super::*;
+
+pub struct Checker<'a> {
+    pub file: &'a Path,
+    pub env: Env<'a>,
+}
+
+impl Checker<'_> {
+    pub fn config(&self, raw: Raw) -> Result<Config, Error> {
+        let port = match &raw.listen.port {
+            Some(port) => self.port("listen.port", port)?,
+            None => DEFAULT_PORT,
+        };
+        let intercept = self.intercept(&raw.intercept)?;
+        if let Some(at) = raw
+            .listen
+            .port
+            .as_ref()
+            .filter(|_| intercept.ports.contains(&port))
+        {
+            return Err(self.value(
+                "listen.port",
+                at,
+                at.value,
+                "is also in intercept.ports; allowed: a port that is not captured",
+            ));
+        }
+        let metrics = match &raw.admin.metrics {
+            Some(at) if at.value == "off" => None,
+            Some(at) => Some(at.value.parse().map_err(|_| {
+                self.value(
+                    "admin.metrics",
+                    at,
+                    &at.value,
+                    "is not an address; allowed: IP:PORT such as 127.0.0.1:15020, or off",
+                )
+            })?),
+            None => Some(default_metrics()),
+        };
+        let mut vaults = BTreeMap::new();
+        for (name, vault) in raw.vaults {
+            let name: Arc<str> = name.into();
+            vaults.insert(name.clone(), self.vault(name, vault.value)?);
+        }
+        let mut names = HashSet::new();
+        let mut routes = Vec::new();
+        for route in raw.routes {
+            if !names.insert(route.value.name.value.clone()) {
+                let at = &route.value.name;
+                return Err(self.value(
+                    "routes[].name",
+                    at,
+                    &at.value,
+                    "is used twice; allowed: a name of its own",
+                ));
+            }
+            routes.push(self.route(route.value, &vaults)?);
+        }
+        Ok(Config {
+            intercept,
+            port,
+            vaults,
+            routes,
+            extra_roots: raw.upstream.extra_roots,
+            metrics,
+            metrics_asked: raw.admin.metrics.is_some(),
+            ca_dir: raw.ca.dir.unwrap_or_else(default_ca_dir),
+        })
+    }
+
+    fn intercept(&self, raw: &raw::Intercept) -> Result<Intercept, Error> {
+        let default = Intercept::default();
+        if let Some(at) = raw.capture.as_ref().filter(|at| at.value != raw::Capture::All) {
+            let value = if at.value == raw::Capture::Dns {
+                "dns"
+            } else {
+                "cidr"
+            };
+            return Err(self.value(
+                "intercept.capture",
+                at,
+                value,
+                "is not available in this version; allowed: all",
+            ));
+        }
+        let mut cgroups = Vec::new();
+        for at in &raw.cgroups {
+            let path = at.value.trim_end_matches('/');
+            let plain = path
+                .split('/')
+                .skip(1)
+                .all(|part| !part.is_empty() && part != ".." && part != ".");
+            if !at.value.starts_with('/') || path.is_empty() || !plain {
+                return Err(self.value(
+                    "intercept.cgroups",
+                    at,
+                    &at.value,
+                    "cannot be enrolled; allowed: a path below the cgroup2 mount such as /system.slice/billing.service, not the root",
+                ));
+            }
+            cgroups.push(path.to_owned());
+        }
+        let ports = match &raw.ports {
+            Some(list) => list
+                .iter()
+                .map(|at| self.port("intercept.ports", at))
+                .collect::<Result<Vec<_>, _>>()?,
+            None => default.ports,
+        };
+        let bypass = match &raw.bypass_cidrs {
+            Some(list) => list
+                .iter()
+                .map(|at| self.network(at))
+                .collect::<Result<Vec<_>, _>>()?,
+            None => default.bypass,
+        };
+        Ok(Intercept {
+            cgroups,
+            ports,
+            bypass,
+            quic: raw.quic,
+            on_agent_down: raw.on_agent_down,
+            on_unknown_name: raw.on_unknown_name,
+        })
+    }
+
+    fn network(&self, at: &Spanned<String>) -> Result<IpNet, Error> {
+        at.value.parse().map_err(|_| {
+            self.value(
+                "intercept.bypass_cidrs",
+                at,
+                &at.value,
+                "is not a network; allowed: ADDRESS/LENGTH such as 10.0.0.0/8 or fd00::/8",
+            )
+        })
+    }
+
+    fn port(&self, key: &str, at: &Spanned<u64>) -> Result<u16, Error> {
+        u16::try_from(at.value)
+            .ok()
+            .filter(|port| *port != 0)
+            .ok_or_else(|| self.value(key, at, at.value, "is not a port; allowed: 1 to 65535"))
+    }
+
+    fn vault(&self, name: Arc<str>, raw: raw::Vault) -> Result<VaultConfig, Error> {
+        let key = |rest: &str| format!("vaults.{name}.{rest}");
+        if raw.kind.value != raw::Kind::Auth0TokenVault {
+            let value = match raw.kind.value {
+                raw::Kind::TokenExchange => "token_exchange",
+                raw::Kind::OnBehalfOf => "on_behalf_of",
+                raw::Kind::ClientCredentials => "client_credentials",
+                raw::Kind::JwtSigner | raw::Kind::Auth0TokenVault => "jwt_signer",
+            };
+            let problem = "is not available in this version; allowed: auth0_token_vault";
+            return Err(self.value(&key("kind"), &raw.kind, value, problem));
+        }
+        let token_endpoint = match (&raw.domain, &raw.token_endpoint) {
+            (Some(at), None) => endpoint_of(&at.value)
+                .map_err(|problem| self.value(&key("domain"), at, &at.value, problem))?,
+            (None, Some(at)) => Url::parse(&at.value)
+                .ok()
+                .filter(|url| url.scheme() == "https" && url.host_str().is_some())
+                .ok_or_else(|| {
+                    let problem = "is not a token endpoint; allowed: an https:// address";
+                    self.value(&key("token_endpoint"), at, &at.value, problem)
+                })?,
+            (Some(at), Some(_)) => {
+                let problem = "stands beside token_endpoint; allowed: one of the two";
+                return Err(self.value(&key("domain"), at, &at.value, problem));
+            }
+            (None, None) => {
+                let problem = "has neither domain nor token_endpoint; allowed: one of the two";
+                return Err(self.value(&format!("vaults.{name}"), &raw.kind, &*name, problem));
+            }
+        };
+        let at = &raw.client_id;
+        if at.value.is_empty() {
+            return Err(self.value(
+                &key("client_id"),
+                at,
+                "",
+                "is empty; allowed: the client's id at the vault",
+            ));
+        }
+        let timeout = match &raw.timeout_seconds {
+            Some(at) if (1..=60).contains(&at.value) => Duration::from_secs(at.value),
+            Some(at) => {
+                let problem = "is out of range; allowed: 1 to 60 seconds";
+                return Err(self.value(&key("timeout_seconds"), at, at.value, problem));
+            }
+            None => limits::TOKEN_TIME,
+        };
+        let settings = VaultSettings {
+            name: name.clone(),
+            token_endpoint,
+            client_id: raw.client_id.value.clone(),
+            client_secret: self.secret(&key("client_auth.secret"), &raw.client_auth.secret)?,
+            client_auth: match raw.client_auth.method {
+                raw::Method::ClientSecretPost => ClientAuth::SecretPost,
+                raw::Method::ClientSecretBasic => ClientAuth::SecretBasic,
+            },
+            encoding: match raw.encoding {
+                raw::Encoding::Form => Encoding::Form,
+                raw::Encoding::Json => Encoding::Json,
+            },
+            extra_roots: Vec::new(),
+            timeout,
+            requested_token_type: raw.requested_token_type,
+            ttl_default: limits::TOKEN_TTL_DEFAULT,
+            ttl_max: limits::TOKEN_TTL_MAX,
+        };
+        Ok(VaultConfig {
+            settings,
+            extra_roots: raw.extra_roots,
+        })
+    }
+
+    fn secret(&self, key: &str, at: &Spanned<SecretSource>) -> Result<Secret, Error> {
+        let (source, text) = match &at.value {
+            SecretSource::Env(variable) => (variable.clone(), (self.env)(variable)),
+            SecretSource::File(path) => (path.display().to_string(), std::fs::read_to_string(path).ok()),
+        };
+        // Files commonly end with a newline that is not part of the secret.
+        let text = text
+            .map(|t| t.trim_end_matches(['\r', '\n']).to_owned())
+            .filter(|t| !t.is_empty());
+        text.map(Secret::new).ok_or_else(|| {
+            let problem = "gives no secret; allowed: { env: NAME } of a variable that is set, or { file: PATH } of a readable file that is not empty";
+            self.value(key, at, source, problem)
+        })
+    }
+
+    fn route(&self, raw: raw::Route, vaults: &BTreeMap<Arc<str>, VaultConfig>) -> Result<Route, Error> {
+        let name = &raw.name.value;
+        let key = |rest: &str| format!("routes.{name}.{rest}");
+        if name.is_empty() {
+            return Err(self.value("routes[].name", &raw.name, "", "is empty; allowed: a name"));
+        }
+        let Some((vault, _)) = vaults.get_key_value(raw.vault.value.as_str()) else {
+            let known: Vec<&str> = vaults.keys().map(|k| &**k).collect();
+            let problem = format!("is no vault of this file; allowed: {}", known.join(", "));
+            return Err(self.value(&key("vault"), &raw.vault, &raw.vault.value, problem));
+        };
+        if raw.connection.value.is_empty() {
+            let problem = "is empty; allowed: the name of an Auth0 connection, such as google-oauth2";
+            return Err(self.value(&key("connection"), &raw.connection, "", problem));
+        }
+        if raw.hosts.is_empty() {
+            return Err(self.value(
+                &key("hosts"),
+                &raw.name,
+                "[]",
+                "is empty; allowed: at least one host",
+            ));
+        }
+        let hosts = raw
+            .hosts
+            .iter()
+            .map(|at| {
+                HostPattern::parse(&at.value)
+                    .map_err(|problem| self.value(&key("hosts"), at, &at.value, problem.to_string()))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        if let Some(at) = raw.workloads.iter().find(|at| !at.value.starts_with('/')) {
+            let problem =
+                "is no cgroup; allowed: a path below the cgroup2 mount, with * for part of a component";
+            return Err(self.value(&key("workloads"), at, &at.value, problem));
+        }
+        Ok(Route {
+            name: name.as_str().into(),
+            hosts,
+            vault: vault.clone(),
+            connection: raw.connection.value.as_str().into(),
+            login_hint: raw.login_hint.map(Into::into),
+            on_missing_token: raw.on_missing_token,
+            workloads: raw.workloads.into_iter().map(|at| at.value).collect(),
+        })
+    }
+
+    fn value<T>(
+        &self,
+        key: &str,
+        at: &Spanned<T>,
+        value: impl ToString,
+        problem: impl Into<String>,
+    ) -> Error {
+        Error::Value {
+            file: self.file.to_owned(),
+            line: at.referenced.line(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// A parser's error with the line, and the key that stands there.
+pub fn explain(text: &str, error: &serde_saphyr::Error) -> String {
+    let plain = error.without_snippet().to_string();
+    let Some(location) = error.location() else {
+        return plain;
+    };
+    let (line, column) = (location.line(), location.column());
+    let message = plain.split(" at line ").next().unwrap_or(&plain);
+    let source = usize::try_from(line)
+        .ok()
+        .and_then(|n| text.lines().nth(n.saturating_sub(1)))
+        .unwrap_or("");
+    match key_before(source, usize::try_from(column).unwrap_or(0)) {
+        // The value there may be the secret itself, written where its source belongs.
+        Some("secret") => {
+            format!(
+                "line {line}: secret: must be {{ env: NAME }} or {{ file: PATH }}, never the secret itself"
+            )
+        }
+        Some(key) => format!("line {line}: {key}: {message}"),
+        None => format!("line {line}: {message}"),
+    }
+}
+
+/// The last `key:` on the line before `column` (counted from 1).
+fn key_before(line: &str, column: usize) -> Option<&str> {
+    let end = line
+        .char_indices()
+        .nth(column.saturating_sub(1))
+        .map_or(line.len(), |(at, _)| at);
+    let before = &line[..end];
+    let colon = before.rfind(':')?;
+    let start = before[..colon]
+        .rfind([' ', '{', ',', '-', '"', '\''])
+        .map_or(0, |at| at + 1);
+    Some(before[start..colon].trim()).filter(|key| !key.is_empty())
+}

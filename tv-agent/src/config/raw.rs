@@ -1,0 +1,153 @@
+//! The configuration file as written: every key of it, nothing checked but types and names.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use crate::decide::OnUnknownName;
+use crate::policy::OnMissingToken;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    pub intercept: Intercept,
+    pub listen: Listen,
+    pub vaults: BTreeMap<String, Spanned<Vault>>,
+    pub routes: Vec<Spanned<Route>>,
+    pub upstream: Upstream,
+    pub admin: Admin,
+    pub ca: Ca,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Intercept {
+    pub cgroups: Vec<Spanned<String>>,
+    pub ports: Option<Vec<Spanned<u64>>>,
+    pub capture: Option<Spanned<Capture>>,
+    pub bypass_cidrs: Option<Vec<Spanned<String>>>,
+    pub quic: Quic,
+    pub on_agent_down: OnAgentDown,
+    pub on_unknown_name: OnUnknownName,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Capture {
+    All,
+    Dns,
+    Cidr,
+}
+
+#[derive(Deserialize, Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Quic {
+    #[default]
+    Block,
+    Allow,
+}
+
+#[derive(Deserialize, Clone, Copy, Default, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum OnAgentDown {
+    #[default]
+    Closed,
+    Open,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listen {
+    pub port: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vault {
+    pub kind: Spanned<Kind>,
+    pub domain: Option<Spanned<String>>,
+    pub token_endpoint: Option<Spanned<String>>,
+    pub client_id: Spanned<String>,
+    pub client_auth: ClientAuth,
+    #[serde(default)]
+    pub encoding: Encoding,
+    pub timeout_seconds: Option<Spanned<u64>>,
+    pub requested_token_type: Option<String>,
+    #[serde(default)]
+    pub extra_roots: Vec<PathBuf>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Auth0TokenVault,
+    TokenExchange,
+    OnBehalfOf,
+    ClientCredentials,
+    JwtSigner,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientAuth {
+    pub method: Method,
+    pub secret: Spanned<SecretSource>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    ClientSecretPost,
+    ClientSecretBasic,
+}
+
+/// Where a secret comes from; never the secret itself.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+pub enum SecretSource {
+    Env(String),
+    File(PathBuf),
+}
+
+#[derive(Deserialize, Clone, Copy, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoding {
+    #[default]
+    Form,
+    Json,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    pub name: Spanned<String>,
+    pub hosts: Vec<Spanned<String>>,
+    pub vault: Spanned<String>,
+    pub connection: Spanned<String>,
+    pub login_hint: Option<String>,
+    #[serde(default)]
+    pub on_missing_token: OnMissingToken,
+    #[serde(default)]
+    pub workloads: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upstream {
+    pub extra_roots: Vec<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    pub socket: Option<PathBuf>,
+    pub metrics: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ca {
+    pub dir: Option<PathBuf>,
+}

@@ -1,0 +1,239 @@
+//! Good configurations, and each way to be wrong: the message has to name line, key, value and what is allowed.
+
+use super::*;
+use crate::policy::OnMissingToken;
+
+const GOOD: &str = r#"
+intercept:
+  cgroups: ["/kubepods.slice", "/system.slice/billing.service/"]
+  ports: [443, 8443]
+  bypass_cidrs: [10.0.0.0/8, "fd00::/8"]
+  on_unknown_name: refuse
+vaults:
+  main:
+    kind: auth0_token_vault
+    domain: tenant.eu.auth0.com
+    client_id: id
+    client_auth: { method: client_secret_basic, secret: { env: SECRET } }
+routes:
+  - name: google
+    hosts: ["*.googleapis.com", calendar.google.com]
+    vault: main
+    connection: google-oauth2
+  - name: github
+    hosts: [api.github.com]
+    vault: main
+    connection: github
+    on_missing_token: passthrough
+    workloads: ["/system.slice/*"]
+admin: { metrics: "127.0.0.1:1" }
+ca: { dir: /tmp/ca }
+"#;
+
+fn env(name: &str) -> Option<String> {
+    (name == "SECRET").then(|| "s3cret".to_owned())
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("tv.yaml"), &env).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_whole_file_is_understood() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(
+        config.intercept.cgroups,
+        ["/kubepods.slice", "/system.slice/billing.service"]
+    );
+    assert_eq!(config.intercept.ports, [443, 8443]);
+    assert_eq!(config.intercept.on_unknown_name, OnUnknownName::Refuse);
+    let vault = &config.vaults["main"].settings;
+    assert_eq!(
+        vault.token_endpoint.as_str(),
+        "https://tenant.eu.auth0.com/oauth/token"
+    );
+    assert_eq!(vault.client_secret.len(), 6);
+    assert_eq!(config.routes[1].on_missing_token, OnMissingToken::Passthrough);
+    assert_eq!(
+        config.subtrees(),
+        ["api.github.com", "calendar.google.com", "googleapis.com"]
+    );
+    assert!(config.metrics_asked);
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    let config = parse("").unwrap();
+    assert_eq!(config.intercept, Intercept::default());
+    assert_eq!(config.port, DEFAULT_PORT);
+    assert!(config.routes.is_empty());
+}
+
+#[test]
+fn each_mistake_names_line_key_value_and_remedy() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        (
+            "ports: [443, 8443]",
+            "ports: [443, 70000]",
+            &["tv.yaml:4", "intercept.ports", "70000", "1 to 65535"],
+        ),
+        (
+            "ports: [443, 8443]",
+            "ports: [https]",
+            &["line 4", "ports", "tv.yaml"],
+        ),
+        (
+            "ports:",
+            "prots:",
+            &["line 4", "prots", "expected one of", "ports"],
+        ),
+        (
+            "refuse\n",
+            "maybe\n",
+            &["line 6", "on_unknown_name", "maybe", "tunnel"],
+        ),
+        (
+            "10.0.0.0/8",
+            "10.0.0.0/99",
+            &[
+                "tv.yaml:5",
+                "intercept.bypass_cidrs",
+                "10.0.0.0/99",
+                "ADDRESS/LENGTH",
+            ],
+        ),
+        (
+            "\"/kubepods.slice\"",
+            "\"/\"",
+            &["tv.yaml:3", "intercept.cgroups", "\"/\"", "not the root"],
+        ),
+        (
+            "\"/kubepods.slice\"",
+            "\"/a/../b\"",
+            &["tv.yaml:3", "intercept.cgroups", "/a/../b"],
+        ),
+        (
+            "kind: auth0_token_vault",
+            "kind: jwt_signer",
+            &[
+                "tv.yaml:9",
+                "vaults.main.kind",
+                "jwt_signer",
+                "allowed: auth0_token_vault",
+            ],
+        ),
+        (
+            "domain: tenant.eu.auth0.com",
+            "domain: https://x",
+            &["tv.yaml:10", "vaults.main.domain", "https://x", "host name"],
+        ),
+        (
+            "domain: tenant.eu.auth0.com",
+            "token_endpoint: http://x/",
+            &["tv.yaml:10", "token_endpoint", "http://x/", "https://"],
+        ),
+        (
+            "    domain: tenant.eu.auth0.com\n",
+            "",
+            &["vaults.main", "neither domain nor token_endpoint"],
+        ),
+        ("    client_id: id\n", "", &["client_id"]),
+        (
+            "env: SECRET",
+            "env: OTHER",
+            &[
+                "tv.yaml:12",
+                "vaults.main.client_auth.secret",
+                "OTHER",
+                "variable that is set",
+            ],
+        ),
+        (
+            "\"*.googleapis.com\"",
+            "\"*.com\"",
+            &["tv.yaml:15", "routes.google.hosts", "*.com", "below a domain"],
+        ),
+        (
+            "calendar.google.com]",
+            "\"a b\"]",
+            &["tv.yaml:15", "routes.google.hosts", "a b", "DNS name"],
+        ),
+        (
+            "    vault: main\n    connection: github",
+            "    vault: other\n    connection: github",
+            &["tv.yaml:20", "routes.github.vault", "other", "allowed: main"],
+        ),
+        (
+            "name: github",
+            "name: google",
+            &["tv.yaml:18", "routes[].name", "google", "twice"],
+        ),
+        (
+            "[\"/system.slice/*\"]",
+            "[web]",
+            &["tv.yaml:23", "routes.github.workloads", "web"],
+        ),
+        ("\"127.0.0.1:1\"", "here", &["admin.metrics", "here", "IP:PORT"]),
+        ("routes:\n", "routes: [\n", &["tv.yaml", "line"]),
+    ];
+    for (from, to, parts) in cases {
+        assert!(GOOD.contains(from), "the case {from:?} is out of date");
+        let message = parse(&GOOD.replace(from, to))
+            .err()
+            .unwrap_or_else(|| panic!("{to:?} was accepted"));
+        for part in *parts {
+            assert!(
+                message.contains(part),
+                "{to:?}: {part:?} is missing in: {message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_secret_written_into_the_file_is_not_repeated() {
+    let message = parse(&GOOD.replace("{ env: SECRET }", "hunter2")).err().unwrap();
+    assert!(
+        !message.contains("hunter2") && message.contains("secret"),
+        "{message}"
+    );
+}
+
+#[test]
+fn three_variables_are_enough() {
+    let all = |name: &str| Some(format!("{}.example", name.to_lowercase().replace('_', "-")));
+    let config = Config::from_env(&all).unwrap();
+    let endpoint = config.vaults["main"].settings.token_endpoint.as_str();
+    assert_eq!(endpoint, "https://auth0-domain.example/oauth/token");
+    assert!(config.routes.iter().any(|r| &*r.connection == "google-oauth2"));
+    let error = Config::from_env(&|name| all(name).filter(|_| name != "AUTH0_CLIENT_ID"))
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("AUTH0_CLIENT_ID is not set"),
+        "{error}"
+    );
+    let error = Config::from_env(&|_| Some("no domain".into())).err().unwrap();
+    assert!(error.to_string().contains("AUTH0_DOMAIN"), "{error}");
+}
+
+#[test]
+fn the_built_in_table_covers_the_plugins() {
+    let routes = crate::policy::Routes::new(builtin::routes(&"main".into()));
+    let caller = crate::workload::Workload {
+        cgroup_id: 0,
+        cgroup: None,
+        tgid: 0,
+        uid: 0,
+    };
+    for (host, connection) in [
+        ("www.googleapis.com", "google-oauth2"),
+        ("gmail.googleapis.com", "google-oauth2"),
+        ("calendar.google.com", "google-oauth2"),
+        ("drive.google.com", "google-oauth2"),
+        ("api.github.com", "github"),
+    ] {
+        let host = crate::addr::HostName::parse(host).unwrap();
+        assert_eq!(&*routes.find(&host, &caller).unwrap().connection, connection);
+    }
+}

@@ -1,0 +1,221 @@
+//! The life of a connection, from accept to its end, in the order in which things happen.
+
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+use crate::addr::{HostName, NetnsCookie, PeerAddr};
+use crate::candidates::Candidates;
+use crate::decide::{self, Decision};
+use crate::dial::{self, Dialer, reset_on_close};
+use crate::exchange::{self, Exchange, Session};
+use crate::hello::{self, Caps, First, Hello};
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::redirect::{OriginLookup, Recorded};
+use crate::replay::Replay;
+use crate::snapshot::Current;
+use crate::terminate::{self, Terminator};
+use crate::tunnel::{self, Speaker};
+use crate::upstream::{self, Protocol, Target};
+use crate::workload::{Workload, Workloads};
+
+/// What all connections share.
+pub struct Connections {
+    pub origins: Arc<dyn OriginLookup>,
+    pub workloads: Arc<Workloads>,
+    pub candidates: Candidates,
+    pub current: Current,
+    pub dialer: Dialer,
+    pub terminator: Terminator,
+    pub exchange: Exchange,
+    pub hello: Caps,
+    pub metrics: Metrics,
+    /// Becomes true when the agent is told to stop.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Why a connection ended otherwise than by its own end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the kernel half recorded no such connection: somebody connected to the agent's own port")]
+    Unrecorded,
+    #[error("the kernel half's table cannot be read")]
+    Lookup(#[source] std::io::Error),
+    #[error("the connection broke before the workload said anything")]
+    Read(#[source] std::io::Error),
+    #[error("refused by policy: {0}")]
+    Refused(&'static str),
+    #[error(transparent)]
+    Dial(#[from] dial::Error),
+    #[error(transparent)]
+    Tunnel(#[from] tunnel::Error),
+    #[error(transparent)]
+    Terminate(#[from] terminate::Error),
+    #[error(transparent)]
+    Exchange(#[from] exchange::Error),
+}
+
+impl Error {
+    /// Label of the reason in metrics and logs.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Unrecorded => "unrecorded",
+            Self::Lookup(_) => "lookup_failed",
+            Self::Read(_) => "closed_early",
+            Self::Refused(why) => why,
+            Self::Dial(error) | Self::Tunnel(tunnel::Error::Dial(error)) => error.class().label(),
+            Self::Tunnel(tunnel::Error::Broken(_)) => "tunnel_broken",
+            Self::Tunnel(tunnel::Error::Idle { .. }) => "tunnel_idle",
+            Self::Terminate(error) => error.reason(),
+            Self::Exchange(error) => error.reason(),
+        }
+    }
+}
+
+/// How a connection was served, for its record.
+type Served = (&'static str, &'static str);
+
+impl Connections {
+    /// Serves one accepted connection to its end, and records it, once.
+    pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) {
+        self.metrics.open_connections.inc();
+        match self.run(stream, peer, netns).await {
+            Ok((decision, reason)) => self.metrics.connection(decision, reason),
+            Err(error) => {
+                self.metrics.connection("refuse", error.reason());
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(reason = error.reason(), %error, cause, peer = %peer.0, "connection refused or broken");
+            }
+        }
+        self.metrics.open_connections.dec();
+    }
+
+    async fn run(&self, mut stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) -> Result<Served, Error> {
+        // Who, and where to: from the kernel half alone. Nobody else may be served.
+        let Some(recorded) = self.origins.take(netns, peer).map_err(Error::Lookup)? else {
+            reset_on_close(&stream);
+            return Err(Error::Unrecorded);
+        };
+        let workload = self.workloads.identify(&recorded);
+        // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
+        let _ = stream.set_nodelay(true);
+        loop {
+            let (first, seen) = hello::read(&mut stream, self.hello).await.map_err(Error::Read)?;
+            match self.decide(&first, &recorded, &workload) {
+                Decision::Refuse(why) => {
+                    reset_on_close(&stream);
+                    return Err(Error::Refused(why));
+                }
+                Decision::Tunnel(why) if first == First::Silent => {
+                    let (origin, speaker) = self.wait_for_speaker(&stream, &recorded).await?;
+                    match speaker {
+                        // It was only slow: look at what it says.
+                        Speaker::Client => {}
+                        Speaker::Nobody => return Ok(("tunnel", "never_spoke")),
+                        Speaker::Origin => return self.tunnel_on(stream, origin, why).await,
+                    }
+                }
+                Decision::Tunnel(why) => {
+                    tunnel::run(stream, &recorded, &seen, &self.dialer, limits::TUNNEL_IDLE).await?;
+                    return Ok(("tunnel", why));
+                }
+                Decision::Terminate { host, .. } => {
+                    let First::Hello(hello) = first else {
+                        unreachable!("only a hello is terminated")
+                    };
+                    return self
+                        .terminate(Replay::new(seen, stream), host, &hello, &recorded, workload)
+                        .await;
+                }
+            }
+        }
+    }
+
+    fn decide(&self, first: &First, recorded: &Recorded, workload: &Workload) -> Decision {
+        let snapshot = self.current.load();
+        let candidate = self.candidates.contains(recorded.origin.0.ip());
+        decide::connection(
+            first,
+            &snapshot.routes,
+            workload,
+            candidate,
+            snapshot.on_unknown_name,
+        )
+    }
+
+    async fn wait_for_speaker(
+        &self,
+        stream: &TcpStream,
+        recorded: &Recorded,
+    ) -> Result<(TcpStream, Speaker), Error> {
+        let origin = self
+            .dialer
+            .connect(recorded.origin)
+            .await
+            .inspect_err(|_| reset_on_close(stream))?;
+        let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
+        Ok((origin, speaker))
+    }
+
+    async fn tunnel_on(
+        &self,
+        mut stream: TcpStream,
+        mut origin: TcpStream,
+        why: &'static str,
+    ) -> Result<Served, Error> {
+        tunnel::copy(&mut stream, &mut origin, &[], limits::TUNNEL_IDLE)
+            .await
+            .inspect_err(|_| {
+                reset_on_close(&stream);
+                reset_on_close(&origin);
+            })?;
+        Ok(("tunnel", why))
+    }
+
+    async fn terminate(
+        &self,
+        io: Replay<TcpStream>,
+        host: HostName,
+        hello: &Hello,
+        recorded: &Recorded,
+        workload: Workload,
+    ) -> Result<Served, Error> {
+        self.candidates.learn(recorded.origin.0.ip());
+        let target = Target {
+            host,
+            origin: recorded.origin,
+            workload: workload.cgroup_id,
+        };
+        // The origin first: its choice of protocol is ours, and one that cannot be reached is told by reset,
+        // before the workload believes in a connection.
+        let origin_speaks = match self.current.load().upstreams.prepare(&target).await {
+            Ok(protocol) => protocol,
+            Err(upstream::Error::Dial(error)) => {
+                reset_on_close(io.get_ref());
+                return Err(error.into());
+            }
+            // Bad TLS upstream: every request on this connection is told so.
+            Err(_) => Protocol::Http2,
+        };
+        let protocol = terminate::mirror(&hello.alpn, origin_speaks);
+        let tls = self.terminator.accept(io, &target.host, protocol).await?;
+        let session = Session {
+            exchange: self.exchange.clone(),
+            workload,
+            target,
+        };
+        exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
+        Ok(("terminate", "routed"))
+    }
+}
+
+/// A client without ALPN speaks HTTP/1.1, whatever the origin does.
+fn protocol_of(mirrored: Protocol, hello: &Hello) -> Protocol {
+    if hello.alpn.is_empty() {
+        Protocol::Http1
+    } else {
+        mirrored
+    }
+}

@@ -1,0 +1,405 @@
+//! The life of a request: who asks for what, with which token, and what comes back.
+//!
+//! `serve` speaks HTTP with the workload; `Session::answer` is the script of one request.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::addr::HostName;
+use crate::body::Body;
+use crate::class::{Class, Refusal};
+use crate::inject::{self, Presented};
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::policy::{OnMissingToken, Route};
+use crate::respond::{self, Asked};
+use crate::snapshot::{Current, Snapshot};
+use crate::token::{Grant, Obtained, Tokens};
+use crate::upstream::{self, Protocol, Target};
+use crate::workload::Workload;
+
+/// What all requests of all connections share.
+#[derive(Clone)]
+pub struct Exchange {
+    pub current: Current,
+    pub tokens: Tokens,
+    pub metrics: Metrics,
+}
+
+/// One terminated connection.
+pub struct Session {
+    pub exchange: Exchange,
+    pub workload: Workload,
+    pub target: Target,
+}
+
+/// Why serving a connection ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the workload broke the HTTP protocol or the connection")]
+    Http(#[source] hyper::Error),
+}
+
+impl Error {
+    /// For metrics: what a workload did wrong before a request could be answered.
+    pub fn reason(&self) -> &'static str {
+        let Self::Http(error) = self;
+        if error.is_parse_too_large() {
+            Class::HeaderTooLarge.label()
+        } else if error.is_parse() {
+            Class::BadRequest.label()
+        } else if error.is_timeout() {
+            "header_timeout"
+        } else {
+            "broken"
+        }
+    }
+}
+
+/// Speaks `protocol` on `io` until the workload is done, or `stop` says so.
+pub async fn serve<I>(
+    io: I,
+    protocol: Protocol,
+    session: Session,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), Error>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let session = Arc::new(session);
+    let service = service_fn(move |request| {
+        let session = session.clone();
+        async move { Ok::<_, std::convert::Infallible>(session.respond(request).await) }
+    });
+    let stopped = async move {
+        // An error means that the sender is gone, which is a stop too.
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    match protocol {
+        Protocol::Http1 => {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits::HEADER_TIME)
+                .max_buf_size(limits::HEADER_BYTES)
+                .max_headers(limits::HEADER_FIELDS)
+                .preserve_header_case(true)
+                .auto_date_header(false)
+                .serve_connection(TokioIo::new(io), service)
+                .with_upgrades();
+            tokio::pin!(connection);
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(Error::Http),
+                () = stopped => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await.map_err(Error::Http)
+        }
+        Protocol::Http2 => {
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(limits::H2_STREAMS)
+                .max_header_list_size(limits::HEADER_BYTES as u32)
+                .initial_stream_window_size(limits::H2_WINDOW)
+                .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
+                .auto_date_header(false)
+                .serve_connection(TokioIo::new(io), service);
+            tokio::pin!(connection);
+            tokio::select! {
+                ended = connection.as_mut() => return ended.map_err(Error::Http),
+                () = stopped => connection.as_mut().graceful_shutdown(),
+            }
+            connection.await.map_err(Error::Http)
+        }
+    }
+}
+
+/// What became of a request, for the record of it.
+struct Outcome {
+    response: Response<Body>,
+    /// `forwarded`, or the label of the refusal's class.
+    result: &'static str,
+    /// Where the token came from, when there was one.
+    token: Option<&'static str>,
+}
+
+impl Session {
+    /// Answers one request and records it, once.
+    async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
+        let began = Instant::now();
+        let snapshot = self.exchange.current.load();
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        let route = snapshot.routes.find(&self.target.host, &self.workload);
+        let asked = Asked {
+            connection: route.map(|r| &*r.connection),
+            grpc: is_grpc(&request),
+            git: inject::speaks_git(&self.target.host),
+        };
+        let outcome = match self.answer(&snapshot, route, request).await {
+            Ok(outcome) => outcome,
+            Err(refusal) => {
+                let result = refusal.class.label();
+                tracing::warn!(
+                    host = %self.target.host,
+                    reason = result,
+                    fault = ?refusal.class.fault(),
+                    description = %refusal.description,
+                    "request refused"
+                );
+                Outcome {
+                    response: respond::refuse(&refusal, asked),
+                    result,
+                    token: None,
+                }
+            }
+        };
+        let status = outcome.response.status().as_u16();
+        let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
+        self.exchange
+            .metrics
+            .request(&name, outcome.result, status, began.elapsed());
+        tracing::info!(
+            target: "tv_agent::audit",
+            cgroup = self.workload.cgroup.as_deref().unwrap_or("unknown"),
+            tgid = self.workload.tgid,
+            uid = self.workload.uid,
+            host = %self.target.host,
+            origin = %self.target.origin,
+            route = &*name,
+            %method,
+            path,
+            result = outcome.result,
+            token = outcome.token.unwrap_or("none"),
+            status,
+            took_us = began.elapsed().as_micros() as u64,
+            "request"
+        );
+        outcome.response
+    }
+
+    /// The script of one request: policy, credentials, exchange, injection, provider.
+    async fn answer(
+        &self,
+        snapshot: &Snapshot,
+        route: Option<&Arc<Route>>,
+        request: Request<Incoming>,
+    ) -> Result<Outcome, Refusal> {
+        check_form(&request, &self.target)?;
+        let route = route.ok_or_else(|| {
+            // The configuration changed under an open connection.
+            Refusal::new(
+                Class::Misdirected,
+                format!("no route names {} any more; connect again", self.target.host),
+            )
+        })?;
+        let presented =
+            inject::presented(request.headers(), &self.target.host).map_err(inject::Error::refusal)?;
+        // The provider's certificate is checked before anything is asked of the vault.
+        snapshot
+            .upstreams
+            .prepare(&self.target)
+            .await
+            .map_err(|error| refusal_of(&error))?;
+        match presented {
+            None if route.on_missing_token == OnMissingToken::Passthrough => {
+                let response = self.forward(snapshot, request.map(Body::passing)).await?;
+                Ok(Outcome {
+                    response,
+                    result: "passed_through",
+                    token: None,
+                })
+            }
+            None => Err(Refusal::new(Class::MissingToken, "Authorization header required")),
+            Some(presented) => self.swap(snapshot, route, presented, request).await,
+        }
+    }
+
+    /// Replaces the subject token and sends the request; a 401 from the provider is tried once more with a
+    /// fresh token, where there is no body that is gone.
+    async fn swap(
+        &self,
+        snapshot: &Snapshot,
+        route: &Route,
+        presented: Presented,
+        request: Request<Incoming>,
+    ) -> Result<Outcome, Refusal> {
+        let vault = snapshot.vault(&route.vault)?;
+        let grant = Grant {
+            vault,
+            connection: &route.connection,
+            login_hint: route.login_hint.as_deref(),
+            subject: &presented.subject,
+        };
+        let tokens = &self.exchange.tokens;
+        let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
+        let (head, body) = request.into_parts();
+        let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
+        let response = self
+            .inject_and_forward(snapshot, head, Body::passing(body), &presented, &obtained)
+            .await?;
+        let outcome = |response, obtained: &Obtained| Outcome {
+            response,
+            result: "forwarded",
+            token: Some(obtained.source.label()),
+        };
+        if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {
+            return Ok(outcome(response, &obtained));
+        }
+        let Some(head) = replay else {
+            return Ok(outcome(response, &obtained));
+        };
+        let fresh = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
+        let response = self
+            .inject_and_forward(snapshot, head, Body::empty(), &presented, &fresh)
+            .await?;
+        Ok(outcome(response, &fresh))
+    }
+
+    async fn inject_and_forward(
+        &self,
+        snapshot: &Snapshot,
+        mut head: http::request::Parts,
+        body: Body,
+        presented: &Presented,
+        obtained: &Obtained,
+    ) -> Result<Response<Body>, Refusal> {
+        inject::replace(&mut head, presented, &obtained.token).map_err(inject::Error::refusal)?;
+        let mut response = self.forward(snapshot, Request::from_parts(head, body)).await?;
+        let leaks = inject::scrub(response.headers_mut(), &obtained.token);
+        if leaks > 0 {
+            tracing::warn!(host = %self.target.host, leaks, "the provider repeated its token in response headers; they were dropped");
+        }
+        Ok(response)
+    }
+
+    async fn forward(
+        &self,
+        snapshot: &Snapshot,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Refusal> {
+        if let Some(protocol) = upgrade_of(&request) {
+            return self.upgrade(snapshot, request, protocol).await;
+        }
+        respond::hop_by_hop(request.headers_mut());
+        // hyper says 100 Continue to the workload when the body is first asked for, which is after the swap.
+        request.headers_mut().remove(header::EXPECT);
+        let sent = snapshot.upstreams.send(&self.target, request).await;
+        let mut response = sent.map_err(|error| refusal_of(&error))?;
+        respond::strip(response.headers_mut());
+        Ok(response)
+    }
+
+    /// A protocol switch, WebSocket for instance: bytes are copied only after the provider's 101.
+    async fn upgrade(
+        &self,
+        snapshot: &Snapshot,
+        mut request: Request<Body>,
+        protocol: header::HeaderValue,
+    ) -> Result<Response<Body>, Refusal> {
+        let ours = hyper::upgrade::on(&mut request);
+        respond::hop_by_hop(request.headers_mut());
+        request
+            .headers_mut()
+            .insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(header::UPGRADE, protocol);
+        let sent = snapshot.upstreams.upgrade(&self.target, request).await;
+        let mut response = sent.map_err(|error| refusal_of(&error))?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let mut response = response.map(Body::passing);
+            respond::strip(response.headers_mut());
+            return Ok(response);
+        }
+        let theirs = hyper::upgrade::on(&mut response);
+        tokio::spawn(async move {
+            // Either side may be gone by now; the other one then sees a close.
+            if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
+                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
+                let _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
+            }
+        });
+        Ok(response.map(|_| Body::empty()))
+    }
+}
+
+/// Refuses what may not be forwarded: another host than the connection is for, and methods made for proxies.
+fn check_form<B>(request: &Request<B>, target: &Target) -> Result<(), Refusal> {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
+        let text = format!("{} is not allowed on intercepted hosts", request.method());
+        return Err(Refusal::new(Class::Forbidden, text));
+    }
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::new(
+            Class::BadRequest,
+            "the request has more than one Host header",
+        ));
+    }
+    let named: Vec<&str> = request
+        .uri()
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .into_iter()
+        .chain(host.map(|h| h.to_str().unwrap_or("")))
+        .collect();
+    if named.is_empty() {
+        return Err(Refusal::new(Class::BadRequest, "the request names no host"));
+    }
+    if named.iter().all(|authority| is_target(authority, target)) {
+        return Ok(());
+    }
+    let text = format!(
+        "the connection is for {}, the request for another host; connect to that one",
+        target.host
+    );
+    Err(Refusal::new(Class::Misdirected, text))
+}
+
+/// `host` or `host:port`, the same name and port as the connection's.
+fn is_target(authority: &str, target: &Target) -> bool {
+    let (name, port) = match authority.rsplit_once(':') {
+        Some((name, port)) => (name, port.parse().ok()),
+        None => (authority, Some(target.origin.0.port())),
+    };
+    port == Some(target.origin.0.port()) && HostName::parse(name).as_ref() == Some(&target.host)
+}
+
+/// The protocol that an HTTP/1.1 request wants to switch to (RFC 9110 §7.8).
+fn upgrade_of<B>(request: &Request<B>) -> Option<header::HeaderValue> {
+    if request.version() != http::Version::HTTP_11 {
+        return None;
+    }
+    let wants = request.headers().get_all(header::CONNECTION).iter().any(|value| {
+        value.to_str().is_ok_and(|v| {
+            v.split(',')
+                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+        })
+    });
+    // h2c would take the next bytes out of our sight; an origin over TLS never agrees to it (RFC 9113 §3.1).
+    let protocol = request.headers().get(header::UPGRADE)?;
+    (wants && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
+}
+
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn refusal_of(error: &upstream::Error) -> Refusal {
+    let mut text = error.to_string();
+    if let Some(source) = std::error::Error::source(error) {
+        text = format!("{text}: {source}");
+    }
+    Refusal::new(error.class(), text)
+}
+
+#[cfg(test)]
+mod tests;
