@@ -8,6 +8,7 @@
 mod authority;
 mod facts;
 mod files;
+mod init;
 mod leaves;
 mod profile;
 mod subtree;
@@ -20,7 +21,7 @@ use time::format_description::well_known::Rfc3339;
 
 pub use authority::Authority;
 pub use facts::Facts;
-pub use files::{Initialised, Outcome, Shown, init, show};
+pub use init::{Initialised, Outcome, Shown, init, show};
 pub use leaves::{Leaves, MayMint};
 
 use crate::addr::HostName;

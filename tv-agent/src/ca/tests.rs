@@ -13,7 +13,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-use super::files::{certificate_pem, init_at};
+use super::files::certificate_pem;
+use super::init::init_at;
 use super::leaves::MayMint;
 use super::profile::CaKey;
 use super::*;
