@@ -17,3 +17,4 @@ pub mod ca;
 pub mod dial;
 pub mod redirect;
 pub mod token;
+pub mod trust;
