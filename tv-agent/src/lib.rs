@@ -15,6 +15,7 @@ pub mod sys;
 // Stages, in order.
 pub mod ca;
 pub mod dial;
+pub mod enter;
 pub mod redirect;
 pub mod token;
 pub mod trust;
