@@ -80,7 +80,7 @@ pub enum Error {
     #[error("a TLS client would refuse what {} signs", .path.display())]
     Unusable { path: PathBuf, source: rustls::Error },
     #[error(
-        "the root {} expires at {}, too soon to issue an intermediate; move {} away, run `tv-agent ca init` \
+        "the root {} ends at {}, too soon to issue an intermediate; move {} away, run `tv-agent ca init` \
          and distribute the new root",
         .path.display(), rfc3339(*.at), .path.parent().unwrap_or(.path).display()
     )]

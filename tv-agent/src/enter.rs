@@ -6,7 +6,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -92,10 +93,14 @@ impl EnterSpec {
         serde_json::from_slice(&bytes).map_err(|e| failed(e.into()))
     }
 
+    /// Writes a new file that only its owner can read: environments hold secrets.
+    ///
     /// # Errors
-    /// Those of writing a file.
+    /// Those of writing a file; also when it exists.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        fs::write(path, serde_json::to_vec(self)?)
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(&serde_json::to_vec(self)?)
     }
 }
 
@@ -138,7 +143,7 @@ fn join_cgroup(cgroup: &Path) -> Result<(), Error> {
         .write(true)
         .open(cgroup.join("cgroup.procs"))
         .map_err(failed)?;
-    io::Write::write_all(&mut file, b"0").map_err(failed)
+    file.write_all(b"0").map_err(failed)
 }
 
 fn mount_all(mounts: &[Mount]) -> Result<(), Error> {
@@ -198,6 +203,7 @@ mod tests {
         };
         spec.write(&path).unwrap();
         assert_eq!(EnterSpec::read(&path).unwrap(), spec);
+        assert!(spec.write(&path).is_err(), "an old spec is not overwritten");
         fs::write(&path, "{}").unwrap();
         assert!(matches!(EnterSpec::read(&path), Err(Error::Spec { .. })));
         let missing = EnterSpec::read(&temp.path().join("none")).unwrap_err();

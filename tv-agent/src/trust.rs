@@ -53,6 +53,8 @@ pub enum Error {
     TooLarge { path: PathBuf },
     #[error("{} has more than {} entries, so it is no certificate directory", .path.display(), limits::TRUST_ENTRIES)]
     TooManyEntries { path: PathBuf },
+    #[error("with {} the certificates to copy exceed {} MiB", .path.display(), limits::TRUST_BYTES >> 20)]
+    TooMuch { path: PathBuf },
     #[error("{} holds no PEM certificate", .path.display())]
     Empty { path: PathBuf },
     #[error("{} is neither a file nor a directory", .path.display())]

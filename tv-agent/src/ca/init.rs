@@ -129,7 +129,11 @@ enum Need {
 }
 
 fn need(paths: &Paths, wanted: &Subtrees, now: OffsetDateTime) -> Result<Need, Error> {
-    let (_, root) = read_ca(&paths.root, now)?;
+    let (_, root) = read_ca(&paths.root, now).map_err(|error| match error {
+        // Its own advice is to issue a new one, which is what failed.
+        Error::Expired { path, at } => Error::RootWornOut { path, at },
+        error => error,
+    })?;
     let present = match Authority::load_locked(paths, now) {
         Ok(authority) => authority,
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {

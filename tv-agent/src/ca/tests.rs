@@ -428,7 +428,7 @@ fn renewal_comes_before_the_end_and_a_worn_out_root_is_told() {
     ));
     assert!(matches!(
         init_at(&dir, &permitted, now() + Duration::days(6 * 365)),
-        Err(Error::Expired { path, .. }) if path.ends_with("root.pem")
+        Err(Error::RootWornOut { path, .. }) if path.ends_with("root.pem")
     ));
 }
 

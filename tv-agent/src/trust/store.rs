@@ -20,6 +20,8 @@ pub(super) struct Store {
     ca: Anchor,
     /// Originals whose copy is made: path inside the root, copy. Directories and files.
     copies: Vec<(PathBuf, PathBuf)>,
+    /// Bytes read so far, against [`limits::TRUST_BYTES`].
+    read: u64,
 }
 
 /// The copies of the system's own store.
@@ -54,6 +56,7 @@ impl Store {
             root_path: root.canonicalize().map_err(read)?,
             ca,
             copies: Vec::new(),
+            read: 0,
         })
     }
 
@@ -156,13 +159,11 @@ impl Store {
 
     fn merge(&mut self, found: Found, copy: &Path) -> Result<(), Error> {
         let path = found.path.clone();
-        let mut bytes = read(found)?;
+        let mut bytes = self.read(found)?;
         if !has_certificate(&bytes) {
             return Err(Error::Empty { path });
         }
-        if !bytes.ends_with(b"\n") {
-            bytes.push(b'\n');
-        }
+        bytes = with_newline(bytes);
         bytes.extend_from_slice(self.ca.pem.as_bytes());
         write(copy, &bytes, 0o444)?;
         self.copies.push((path, copy.to_owned()));
@@ -183,7 +184,7 @@ impl Store {
     }
 
     fn copy_entries(
-        &self,
+        &mut self,
         from: &Path,
         to: &Path,
         top: &Path,
@@ -219,7 +220,7 @@ impl Store {
                 write(&copy, &bytes, 0o444)?;
             } else if found.metadata.is_file() {
                 let metadata = found.metadata.clone();
-                let bytes = read(found)?;
+                let bytes = self.read(found)?;
                 // A private key that lies here stays as private as it was.
                 write(&copy, &bytes, metadata.mode() & 0o444)?;
                 keep_owner(&copy, &metadata)?;
@@ -241,6 +242,27 @@ impl Store {
             .find(|path| path.symlink_metadata().is_err())
             .expect("the directory is finite");
         write(&path, self.ca.pem.as_bytes(), 0o444)
+    }
+
+    fn read(&mut self, found: Found) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        found
+            .file
+            .take(limits::TRUST_FILE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| Error::Read {
+                path: found.path.clone(),
+                source,
+            })?;
+        let length = bytes.len() as u64;
+        self.read += length;
+        if length > limits::TRUST_FILE_BYTES {
+            return Err(Error::TooLarge { path: found.path });
+        }
+        if self.read > limits::TRUST_BYTES {
+            return Err(Error::TooMuch { path: found.path });
+        }
+        Ok(bytes)
     }
 
     fn copy_of(&self, original: &Path) -> Option<PathBuf> {
@@ -295,22 +317,6 @@ fn link_in_copy(link: &Path, from: &Path, found: &Found) -> Option<PathBuf> {
     }
     // A directory stays where it is, at a path that holds after the mount too.
     found.metadata.is_dir().then(|| found.path.clone())
-}
-
-fn read(found: Found) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
-    found
-        .file
-        .take(limits::TRUST_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::Read {
-            path: found.path.clone(),
-            source,
-        })?;
-    if bytes.len() as u64 > limits::TRUST_FILE_BYTES {
-        return Err(Error::TooLarge { path: found.path });
-    }
-    Ok(bytes)
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {

@@ -400,7 +400,7 @@ fn a_system_without_store_needs_ssl_cert_file() {
 fn bad_stores_are_told() {
     type Break = fn(&mut Fake);
     type Check = fn(&Error) -> bool;
-    let cases: [(&str, Break, Check); 7] = [
+    let cases: [(&str, Break, Check); 8] = [
         (
             "empty bundle",
             |f| f.put("etc/ssl/cert.pem", "# nothing\n"),
@@ -417,6 +417,18 @@ fn bad_stores_are_told() {
                 file.set_len(limits::TRUST_FILE_BYTES + 1).unwrap();
             },
             |e| matches!(e, Error::TooLarge { .. }),
+        ),
+        (
+            "too much in all",
+            |f| {
+                for n in 0..=limits::TRUST_BYTES / limits::TRUST_FILE_BYTES {
+                    let name = format!("etc/ssl/certs/{n}");
+                    f.put(&name, "");
+                    let file = fs::File::options().write(true).open(f.path(&name)).unwrap();
+                    file.set_len(limits::TRUST_FILE_BYTES).unwrap();
+                }
+            },
+            |e| matches!(e, Error::TooMuch { .. }),
         ),
         (
             "directory for a bundle",
