@@ -8,6 +8,7 @@
 mod authority;
 mod facts;
 mod files;
+mod init;
 mod leaves;
 mod profile;
 mod subtree;
@@ -20,7 +21,7 @@ use time::format_description::well_known::Rfc3339;
 
 pub use authority::Authority;
 pub use facts::Facts;
-pub use files::{Initialised, Outcome, Shown, init, show};
+pub use init::{Initialised, Outcome, Shown, init, show};
 pub use leaves::{Leaves, MayMint};
 
 use crate::addr::HostName;
@@ -79,7 +80,7 @@ pub enum Error {
     #[error("a TLS client would refuse what {} signs", .path.display())]
     Unusable { path: PathBuf, source: rustls::Error },
     #[error(
-        "the root {} expires at {}, too soon to issue an intermediate; move {} away, run `tv-agent ca init` \
+        "the root {} ends at {}, too soon to issue an intermediate; move {} away, run `tv-agent ca init` \
          and distribute the new root",
         .path.display(), rfc3339(*.at), .path.parent().unwrap_or(.path).display()
     )]

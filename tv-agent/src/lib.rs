@@ -40,3 +40,5 @@ pub mod connection;
 pub mod config;
 pub mod agent;
 pub mod admin;
+pub mod trust;
+pub mod enter;

@@ -44,6 +44,8 @@ pub const RATE_LIMIT_WAIT: Duration = Duration::from_secs(60);
 pub const LEAVES: u64 = 4096;
 /// Largest certificate bundle or file of a certificate directory that is copied for `exec`, bytes.
 pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
+/// All files that are copied for one `exec` together, bytes; a usual store has 1 MiB.
+pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 /// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
 pub const TRUST_ENTRIES: usize = 8192;
 /// Connections served at once; further ones wait in the listen queue.

@@ -13,7 +13,8 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-use super::files::{certificate_pem, init_at};
+use super::files::certificate_pem;
+use super::init::init_at;
 use super::leaves::MayMint;
 use super::profile::CaKey;
 use super::*;
@@ -427,7 +428,7 @@ fn renewal_comes_before_the_end_and_a_worn_out_root_is_told() {
     ));
     assert!(matches!(
         init_at(&dir, &permitted, now() + Duration::days(6 * 365)),
-        Err(Error::Expired { path, .. }) if path.ends_with("root.pem")
+        Err(Error::RootWornOut { path, .. }) if path.ends_with("root.pem")
     ));
 }
 
