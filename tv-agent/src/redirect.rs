@@ -2,8 +2,25 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
 
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr};
+
+mod cgroup;
+mod cleanup;
+mod load;
+mod maps;
+mod pins;
+mod probe;
+
+pub use cgroup::{cgroup_id, cgroup2_mount};
+pub use cleanup::{Removed, cleanup, exec_cgroup_name};
+pub use load::{KernelLog, Redirect, object, object_sha256};
+pub use maps::Handles;
+pub use pins::{DEFAULT_PIN_ROOT, DEFAULT_RUN_DIR};
+pub use probe::{Finding, probe};
 
 /// What the kernel half recorded about a redirected connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,4 +57,113 @@ pub struct Listeners {
     pub v4: SocketAddr,
     /// None where the namespace has no IPv6 loopback.
     pub v6: Option<SocketAddr>,
+}
+
+/// What happens to a captured connection while no agent is there to take it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AgentDown {
+    /// Refused: no subject token reaches a provider.
+    #[default]
+    Closed,
+    /// Left alone: the workload reaches the provider with the token it has.
+    Open,
+}
+
+/// What the kernel half needs to know of the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelPolicy {
+    /// Captured destination ports. The listeners' own ports are not allowed.
+    pub ports: Vec<u16>,
+    /// Never captured. At most [`tv_ebpf::abi::BYPASS_ENTRIES`] prefixes.
+    pub bypass: Vec<IpNet>,
+    /// Refuse UDP to the captured ports, so that QUIC clients fall back to TCP.
+    pub block_quic: bool,
+    pub on_agent_down: AgentDown,
+    /// A cgroup whose sockets are let through (see [`cgroup_id`]): for sockets that a library opens unflagged.
+    pub agent_cgroup: Option<u64>,
+    pub listeners: Listeners,
+    /// Whether native IPv6 can leave the namespace; if not it is refused with ENETUNREACH.
+    pub v6_routable: bool,
+}
+
+/// Why the kernel half cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("this binary was built without the kernel half; build it with: cargo xtask build --release")]
+    NoObject,
+    #[error("instance `{instance}` is already running as process {pid}; stop it, or choose another name")]
+    InstanceLive { instance: String, pid: String },
+    #[error("`{0}` is no instance name; use letters, digits, `-` and `_`, and at most 64 of them")]
+    InstanceName(String),
+    #[error("{action} {path}")]
+    Path {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} is not on a BPF file system; mount one: mount -t bpf bpf {0}")]
+    NotBpffs(PathBuf),
+    #[error("{0} is not a cgroup v2 directory; name one below the cgroup v2 mount")]
+    NotCgroup2(PathBuf),
+    #[error("the kernel did not take the BPF object; run `tv-agent check` to see what is missing")]
+    Object(#[source] Box<aya::EbpfError>),
+    #[error(
+        "the kernel's verifier refused program {program}; report this with the kernel version. It says: {log}"
+    )]
+    Verifier {
+        program: &'static str,
+        log: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("program {program} cannot be used; run `tv-agent check` to see what is missing")]
+    Program {
+        program: &'static str,
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    #[error("the BPF object lacks `{0}`: it belongs to another version; build again: cargo xtask build")]
+    Incomplete(&'static str),
+    #[error("map {map} refused an entry")]
+    Map {
+        map: &'static str,
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
+    #[error(
+        "{program} cannot be attached to {cgroup}; another tool may hold the hook exclusively there or above \
+         (see `bpftool cgroup tree`)"
+    )]
+    Attach {
+        program: &'static str,
+        cgroup: PathBuf,
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    #[error("{program} cannot be pinned at {path}")]
+    Pin {
+        program: &'static str,
+        path: PathBuf,
+        #[source]
+        source: Box<aya::pin::PinError>,
+    },
+    #[error("no policy was applied yet, so nothing would be captured; apply one before attaching")]
+    NoPolicy,
+    #[error("the policy's listener {0} is of the wrong address family")]
+    ListenerFamily(SocketAddr),
+    #[error("port {0} is the agent's own listener and cannot be captured; choose another listen port")]
+    ListenerCaptured(u16),
+    #[error("{count} bypass prefixes are more than the {most} that the kernel half holds; merge some")]
+    TooManyPrefixes { count: usize, most: usize },
+}
+
+impl Error {
+    fn path(action: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
+        Self::Path {
+            action,
+            path: path.into(),
+            source: source.into(),
+        }
+    }
 }

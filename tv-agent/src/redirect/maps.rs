@@ -1,0 +1,339 @@
+//! The maps, typed: policy in, records and counters out.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage};
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+use tv_ebpf::abi::{self, PORT_WORDS};
+use tv_ebpf::{Reason, Record, Settings, TupleKey};
+
+use super::{AgentDown, Error, KernelPolicy, OriginLookup, Recorded};
+use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
+use crate::dial::OwnSocket;
+
+/// How long one heartbeat is good for.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// The maps of one loaded object.
+pub(super) struct Tables {
+    settings: Array<MapData, Settings>,
+    deadline: Array<MapData, u64>,
+    ports: Array<MapData, u64>,
+    bypass: LpmTrie<MapData, [u8; 16], u32>,
+    own: SkStorage<MapData, u32>,
+    tuples: HashMap<MapData, TupleKey, Record>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+/// What the data path needs of the kernel half, and what may be changed while it runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Handles {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    policy: Mutex<PolicyMaps>,
+    own: Mutex<SkStorage<MapData, u32>>,
+    tuples: Mutex<HashMap<MapData, TupleKey, Record>>,
+    deadline: Mutex<Array<MapData, u64>>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+struct PolicyMaps {
+    settings: Array<MapData, Settings>,
+    ports: Array<MapData, u64>,
+    bypass: LpmTrie<MapData, [u8; 16], u32>,
+    /// What is in `settings`; None before the first policy.
+    current: Option<Settings>,
+    has_v6_listener: bool,
+}
+
+impl Tables {
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
+        Ok(Self {
+            settings: take(ebpf, abi::SETTINGS)?,
+            deadline: take(ebpf, abi::DEADLINE)?,
+            ports: take(ebpf, abi::PORTS)?,
+            bypass: take(ebpf, abi::BYPASS)?,
+            own: take(ebpf, abi::OWN)?,
+            tuples: take(ebpf, abi::TUPLES)?,
+            counters: take(ebpf, abi::COUNTERS)?,
+        })
+    }
+}
+
+impl Handles {
+    pub(super) fn new(tables: Tables) -> Self {
+        let policy = PolicyMaps {
+            settings: tables.settings,
+            ports: tables.ports,
+            bypass: tables.bypass,
+            current: None,
+            has_v6_listener: false,
+        };
+        let shared = Shared {
+            policy: Mutex::new(policy),
+            own: Mutex::new(tables.own),
+            tuples: Mutex::new(tables.tuples),
+            deadline: Mutex::new(tables.deadline),
+            counters: tables.counters,
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    pub(super) fn apply(&self, policy: &KernelPolicy) -> Result<(), Error> {
+        lock(&self.shared.policy).apply(policy)
+    }
+
+    pub(super) fn has_policy(&self) -> bool {
+        lock(&self.shared.policy).current.is_some()
+    }
+
+    /// As [`Redirect::heartbeat`](super::Redirect::heartbeat), for a task of its own.
+    ///
+    /// # Errors
+    /// When the map refuses, which no working kernel does.
+    pub fn heartbeat(&self) -> Result<(), Error> {
+        self.set_deadline(now_ns().saturating_add(nanoseconds(HEARTBEAT)))
+    }
+
+    /// Lets the deadline pass at once: connections are treated as if no agent were there, until the next
+    /// [`heartbeat`](Self::heartbeat). For a drain, and for tests.
+    ///
+    /// # Errors
+    /// As [`heartbeat`](Self::heartbeat).
+    pub fn stop_heartbeat(&self) -> Result<(), Error> {
+        self.set_deadline(0)
+    }
+
+    /// As [`Redirect::set_v6_routable`](super::Redirect::set_v6_routable).
+    ///
+    /// # Errors
+    /// As [`heartbeat`](Self::heartbeat); [`Error::NoPolicy`] before the first policy.
+    pub fn set_v6_routable(&self, routable: bool) -> Result<(), Error> {
+        let mut policy = lock(&self.shared.policy);
+        let mut settings = policy.current.ok_or(Error::NoPolicy)?;
+        settings.flags &= !abi::FLAG_V6_ROUTABLE;
+        if routable && policy.has_v6_listener {
+            settings.flags |= abi::FLAG_V6_ROUTABLE;
+        }
+        policy.write_settings(settings)
+    }
+
+    /// How often each decision was taken since the programs were loaded, by [`Reason::label`].
+    ///
+    /// A counter that cannot be read is left out.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        Reason::ALL
+            .into_iter()
+            .filter_map(|reason| {
+                let values = self.shared.counters.get(&(reason as u32), 0).ok()?;
+                Some((reason.label(), values.iter().sum()))
+            })
+            .collect()
+    }
+
+    fn set_deadline(&self, deadline: u64) -> Result<(), Error> {
+        lock(&self.shared.deadline)
+            .set(0, deadline, 0)
+            .map_err(|error| refused(abi::DEADLINE, error))
+    }
+}
+
+impl OriginLookup for Handles {
+    fn take(&self, netns: NetnsCookie, peer: PeerAddr) -> io::Result<Option<Recorded>> {
+        let key = TupleKey {
+            netns: netns.0,
+            address: abi::words(to_mapped(peer.0.ip())),
+            port: peer.0.port(),
+            padding: [0; 3],
+        };
+        let mut tuples = lock(&self.shared.tuples);
+        let record = match tuples.get(&key, 0) {
+            Ok(record) => record,
+            Err(MapError::KeyNotFound) => return Ok(None),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        // Taken, not read: the same address and port may come again, with another origin.
+        tuples.remove(&key).map_err(io::Error::other)?;
+        Ok(Some(Recorded {
+            origin: OriginAddr(SocketAddr::new(
+                from_mapped(abi::octets(record.origin)),
+                record.port,
+            )),
+            cgroup_id: record.cgroup_id,
+            tgid: record.tgid,
+            uid: record.uid,
+        }))
+    }
+}
+
+impl OwnSocket for Handles {
+    fn flag(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        lock(&self.shared.own)
+            .insert(&socket, 1u32, 0)
+            .map_err(io::Error::other)
+    }
+}
+
+impl std::fmt::Debug for Handles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handles").finish_non_exhaustive()
+    }
+}
+
+impl PolicyMaps {
+    /// Settings first and ports last, so that the first policy captures nothing before it is complete.
+    fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
+        let generation = self.current.map_or(0, |settings| settings.generation);
+        let settings = settings(policy, generation + 1)?;
+        let prefixes = prefixes(&policy.bypass)?;
+        self.has_v6_listener = settings.port_v6 != 0;
+        self.write_settings(settings)?;
+        self.write_bypass(&prefixes)?;
+        self.write_ports(&policy.ports)
+    }
+
+    /// Rewritten as a whole; a program that reads meanwhile may see old and new words mixed for an instant,
+    /// which is harmless: listeners change only with the process.
+    fn write_settings(&mut self, settings: Settings) -> Result<(), Error> {
+        self.settings
+            .set(0, settings, 0)
+            .map_err(|error| refused(abi::SETTINGS, error))?;
+        self.current = Some(settings);
+        Ok(())
+    }
+
+    fn write_bypass(&mut self, wanted: &BTreeMap<(u32, [u8; 16]), u32>) -> Result<(), Error> {
+        let failed = |error| refused(abi::BYPASS, error);
+        let present: Vec<Key<[u8; 16]>> = self.bypass.keys().collect::<Result<_, _>>().map_err(failed)?;
+        for key in present {
+            if !wanted.contains_key(&(key.prefix_len(), key.data())) {
+                self.bypass.remove(&key).map_err(failed)?;
+            }
+        }
+        for (&(length, address), &value) in wanted {
+            self.bypass
+                .insert(&Key::new(length, address), value, 0)
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn write_ports(&mut self, ports: &[u16]) -> Result<(), Error> {
+        let mut words = vec![0u64; PORT_WORDS];
+        for &port in ports {
+            words[usize::from(port / 64)] |= 1 << (port % 64);
+        }
+        for (index, bits) in (0u32..).zip(words) {
+            let failed = |error| refused(abi::PORTS, error);
+            if self.ports.get(&index, 0).map_err(failed)? != bits {
+                self.ports.set(index, bits, 0).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn settings(policy: &KernelPolicy, generation: u64) -> Result<Settings, Error> {
+    let SocketAddr::V4(v4) = policy.listeners.v4 else {
+        return Err(Error::ListenerFamily(policy.listeners.v4));
+    };
+    let v6 = match policy.listeners.v6 {
+        Some(SocketAddr::V6(v6)) => Some(v6),
+        Some(other) => return Err(Error::ListenerFamily(other)),
+        None => None,
+    };
+    let own_ports = [Some(v4.port()), v6.map(|v6| v6.port())];
+    if let Some(port) = own_ports
+        .into_iter()
+        .flatten()
+        .find(|port| policy.ports.contains(port))
+    {
+        return Err(Error::ListenerCaptured(port));
+    }
+    let mut flags = 0;
+    for (on, flag) in [
+        (policy.on_agent_down == AgentDown::Open, abi::FLAG_OPEN),
+        (policy.block_quic, abi::FLAG_BLOCK_QUIC),
+        (policy.v6_routable && v6.is_some(), abi::FLAG_V6_ROUTABLE),
+    ] {
+        flags |= if on { flag } else { 0 };
+    }
+    Ok(Settings {
+        agent_cgroup: policy.agent_cgroup.unwrap_or(0),
+        generation,
+        listener_v6: v6.map_or([0; 4], |v6| abi::words(v6.ip().octets())),
+        listener_v4: u32::from_ne_bytes(v4.ip().octets()),
+        port_v4: v4.port(),
+        port_v6: v6.map_or(0, |v6| v6.port()),
+        flags,
+        padding: 0,
+    })
+}
+
+/// Sixteen-byte prefixes. One that spans ::ffff:0:0/96 (such as ::/0) must not take IPv4 with it.
+fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
+    const MAPPED_BITS: u32 = 96;
+    let mapped = to_mapped(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+    let mut wanted = BTreeMap::new();
+    for net in bypass {
+        let length = u32::from(net.prefix_len());
+        match net {
+            IpNet::V4(_) => wanted.insert((length + MAPPED_BITS, to_mapped(net.network())), 1),
+            IpNet::V6(v6) => {
+                if length < MAPPED_BITS && v6.contains(&std::net::Ipv6Addr::from(mapped)) {
+                    wanted.entry((MAPPED_BITS, mapped)).or_insert(0);
+                }
+                wanted.insert((length, to_mapped(net.network())), 1)
+            }
+        };
+    }
+    let most = abi::BYPASS_ENTRIES;
+    if wanted.len() > most {
+        return Err(Error::TooManyPrefixes {
+            count: wanted.len(),
+            most,
+        });
+    }
+    Ok(wanted)
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
+    let map = ebpf.take_map(name).ok_or(Error::Incomplete(name))?;
+    T::try_from(map).map_err(|error| refused(name, error))
+}
+
+fn refused(map: &'static str, error: MapError) -> Error {
+    Error::Map {
+        map,
+        source: Box::new(error),
+    }
+}
+
+/// A panic elsewhere leaves no map half written that the next call would not write again.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// CLOCK_MONOTONIC, the clock of bpf_ktime_get_ns().
+fn now_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| nanoseconds(Duration::from(now)))
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

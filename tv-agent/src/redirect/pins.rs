@@ -1,0 +1,348 @@
+//! What an instance leaves outside its process: pinned links on bpffs, and the lock that says it is alive.
+//!
+//! A link is pinned at `<pin root>/v<ABI>/<instance>/<cgroup id>-<program>`.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::FdLink;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tv_ebpf::ABI_VERSION;
+
+use super::Error;
+
+/// Where links are pinned when nothing else is said.
+pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/tv-agent";
+/// Where lock files lie (in `instances/`) when nothing else is said.
+pub const DEFAULT_RUN_DIR: &str = "/run/tv-agent";
+
+const BPFFS: &str = "/sys/fs/bpf";
+/// A pin that is not in force yet. bpffs takes no dots in names.
+const NEW: &str = "-new";
+const INSTANCE_LENGTH: usize = 64;
+
+/// The pins of one instance.
+#[derive(Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+    instance: String,
+    directory: PathBuf,
+}
+
+impl Pins {
+    pub(super) fn create(root: &Path, instance: &str) -> Result<Self, Error> {
+        ensure_bpffs(root)?;
+        let directory = root.join(format!("v{ABI_VERSION}")).join(instance);
+        private_directory(&directory)?;
+        Ok(Self {
+            root: root.to_owned(),
+            instance: instance.to_owned(),
+            directory,
+        })
+    }
+
+    /// Begins to pin the links of one cgroup; see [`Staged`].
+    pub(super) fn stage(&self, cgroup_id: u64) -> Result<Staged, Error> {
+        // What a crash left between pinning and renaming covers the cgroup, so it is kept as the pin in force.
+        for (id, path) in entries(&self.directory)? {
+            let name = path.to_string_lossy().into_owned();
+            if let Some(in_force) = name.strip_suffix(NEW)
+                && id == Some(cgroup_id)
+            {
+                rename(&path, Path::new(in_force))?;
+            }
+        }
+        Ok(Staged {
+            prefix: self.directory.join(format!("{cgroup_id}-")),
+            pinned: Vec::new(),
+        })
+    }
+
+    /// Detaches: a link that nothing holds is gone.
+    pub(super) fn remove(&self, cgroup_id: u64) -> Result<(), Error> {
+        for (id, path) in entries(&self.directory)? {
+            if id == Some(cgroup_id) {
+                remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every pin of this instance, of older versions of the ABI too, but those of `live` cgroups.
+    pub(super) fn remove_others(&self, live: &[u64]) -> Result<Vec<PathBuf>, Error> {
+        let mut removed = Vec::new();
+        for directory in instance_directories(&self.root, &self.instance)? {
+            let own = directory == self.directory;
+            for (id, path) in entries(&directory)? {
+                if !(own && id.is_some_and(|id| live.contains(&id))) {
+                    remove_file(&path)?;
+                    removed.push(path);
+                }
+            }
+            if !own {
+                remove_empty(&directory)?;
+            }
+        }
+        Ok(removed)
+    }
+
+    pub(super) fn remove_directory(&self) -> Result<(), Error> {
+        remove_empty(&self.directory)?;
+        // The version's directory and the root may hold other instances; they stay then.
+        for parent in self.directory.ancestors().skip(1).take(2) {
+            remove_if_empty(parent)?;
+        }
+        Ok(())
+    }
+}
+
+/// Links of one cgroup, pinned beside the ones in force until [`commit`](Staged::commit) puts each in place
+/// with a rename, which bpffs does atomically. Dropped before that, they are gone again.
+#[derive(Debug)]
+pub(super) struct Staged {
+    /// Directory and cgroup id; a program's name completes it.
+    prefix: PathBuf,
+    pinned: Vec<&'static str>,
+}
+
+impl Staged {
+    pub(super) fn pin(&mut self, program: &'static str, link: FdLink) -> Result<(), Error> {
+        let path = self.path(program, NEW);
+        link.pin(&path).map_err(|source| Error::Pin {
+            program,
+            path,
+            source: Box::new(source),
+        })?;
+        self.pinned.push(program);
+        Ok(())
+    }
+
+    /// When a rename fails, those that went before stay in force: half attached refuses more, never less.
+    pub(super) fn commit(mut self) -> Result<(), Error> {
+        while let Some(&program) = self.pinned.first() {
+            rename(&self.path(program, NEW), &self.path(program, ""))?;
+            self.pinned.remove(0);
+        }
+        Ok(())
+    }
+
+    fn path(&self, program: &str, suffix: &str) -> PathBuf {
+        let mut path = self.prefix.clone().into_os_string();
+        path.push(program);
+        path.push(suffix);
+        path.into()
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for program in &self.pinned {
+            // Best effort: what stays is found by the next stage() or by cleanup.
+            let _ = fs::remove_file(self.path(program, NEW));
+        }
+    }
+}
+
+/// Held while an instance lives. The kernel lets go of it with the process, however it ends.
+#[derive(Debug)]
+pub(super) struct InstanceLock {
+    path: PathBuf,
+    _file: Flock<File>,
+}
+
+impl InstanceLock {
+    pub(super) fn acquire(run_dir: &Path, instance: &str) -> Result<Self, Error> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if instance.is_empty() || instance.len() > INSTANCE_LENGTH || !instance.chars().all(allowed) {
+            return Err(Error::InstanceName(instance.to_owned()));
+        }
+        let directory = lock_directory(run_dir);
+        private_directory(&directory)?;
+        let path = directory.join(format!("{instance}.lock"));
+        loop {
+            let failed = |error: io::Error| Error::path("locking", &path, error);
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(failed)?;
+            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((file, Errno::EWOULDBLOCK)) => return Err(live(instance, file)),
+                Err((_, error)) => return Err(failed(error.into())),
+            };
+            // The last owner may have removed the file between our open and our lock.
+            let locked = file.metadata().map_err(failed)?.ino();
+            if fs::metadata(&path).is_ok_and(|present| present.ino() == locked) {
+                file.set_len(0).map_err(failed)?;
+                writeln!(file, "{}", std::process::id()).map_err(failed)?;
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+
+    /// Removes the file while it is still locked, so that nobody locks a file without a name.
+    pub(super) fn remove(self) -> Result<(), Error> {
+        remove_file(&self.path)
+    }
+}
+
+fn live(instance: &str, mut file: File) -> Error {
+    let mut pid = String::new();
+    let read = file.read_to_string(&mut pid);
+    let pid = pid.trim();
+    Error::InstanceLive {
+        instance: instance.to_owned(),
+        pid: if read.is_err() || pid.is_empty() {
+            "?".into()
+        } else {
+            pid.to_owned()
+        },
+    }
+}
+
+pub(super) fn lock_directory(run_dir: &Path) -> PathBuf {
+    run_dir.join("instances")
+}
+
+/// `<root>/v<any>/<instance>`, as far as they exist.
+pub(super) fn instance_directories(root: &Path, instance: &str) -> Result<Vec<PathBuf>, Error> {
+    let versions = list(root)?;
+    let directories = versions.into_iter().map(|version| version.join(instance));
+    Ok(directories.filter(|directory| directory.is_dir()).collect())
+}
+
+/// The pins of a directory, with the cgroup id that each one's name begins with.
+pub(super) fn entries(directory: &Path) -> Result<Vec<(Option<u64>, PathBuf)>, Error> {
+    let id = |path: &PathBuf| path.file_name()?.to_str()?.split('-').next()?.parse().ok();
+    Ok(list(directory)?
+        .into_iter()
+        .map(|path| (id(&path), path))
+        .collect())
+}
+
+/// The paths in a directory; none where there is no directory.
+pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |error| Error::path("reading", directory, error);
+    match fs::read_dir(directory) {
+        Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::path("removing", path, error)),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn remove_empty(directory: &Path) -> Result<(), Error> {
+    fs::remove_dir(directory).map_err(|error| Error::path("removing", directory, error))
+}
+
+/// Removes a directory unless something is in it. `Ok(true)`: it is gone now.
+pub(super) fn remove_if_empty(directory: &Path) -> Result<bool, Error> {
+    match fs::remove_dir(directory) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOTEMPTY | Errno::EBUSY | Errno::ENOENT) => Ok(false),
+            _ => Err(Error::path("removing", directory, error)),
+        },
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(|error| Error::path("renaming", from, error))
+}
+
+fn private_directory(directory: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| Error::path("making", directory, error))
+}
+
+/// Mounts bpffs at its usual place when the pins belong there and it is missing.
+fn ensure_bpffs(root: &Path) -> Result<(), Error> {
+    let failed = |error: Errno| Error::path("looking at", root, error);
+    let nearest = root
+        .ancestors()
+        .find(|ancestor| ancestor.exists())
+        .unwrap_or(root);
+    if statfs(nearest).map_err(failed)?.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    if !root.starts_with(BPFFS) {
+        return Err(Error::NotBpffs(root.to_owned()));
+    }
+    mount(Some("bpf"), BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .map_err(|error| Error::path("mounting bpffs at", BPFFS, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("tv-pins-{}-{name}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn one_live_instance_per_name() {
+        let run = Scratch::new("lock");
+        let first = InstanceLock::acquire(&run.0, "a").unwrap();
+        let error = InstanceLock::acquire(&run.0, "a").unwrap_err();
+        let pid = std::process::id().to_string();
+        assert!(
+            matches!(&error, Error::InstanceLive { pid: live, .. } if *live == pid),
+            "{error}"
+        );
+        assert!(error.to_string().contains(&pid), "{error}");
+        InstanceLock::acquire(&run.0, "b").unwrap();
+        // A dead one's file stays, and does not matter.
+        drop(first);
+        assert!(lock_directory(&run.0).join("a.lock").exists());
+        InstanceLock::acquire(&run.0, "a").unwrap().remove().unwrap();
+        assert!(!lock_directory(&run.0).join("a.lock").exists());
+    }
+
+    #[test]
+    fn names_that_are_paths_are_refused() {
+        let run = Scratch::new("names");
+        for bad in ["", "..", "a/b", "a.b", "ä", &"a".repeat(65)] {
+            let error = InstanceLock::acquire(&run.0, bad).unwrap_err();
+            assert!(matches!(error, Error::InstanceName(_)), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn pins_go_onto_bpffs_only() {
+        let plain = Scratch::new("plain");
+        let error = Pins::create(&plain.0.join("pins"), "a").unwrap_err();
+        assert!(matches!(error, Error::NotBpffs(_)), "{error}");
+        assert!(list(&plain.0).unwrap().is_empty());
+    }
+}

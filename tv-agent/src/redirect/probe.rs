@@ -1,0 +1,276 @@
+//! Preflight of the kernel half: what this machine has, and how to mend what it lacks.
+
+use std::fs;
+use std::path::Path;
+
+use aya::programs::ProgramType;
+use aya::sys::{BpfHelper, is_helper_supported};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::cgroup::cgroup2_mount;
+use super::load::{object, object_sha256};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub name: &'static str,
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+    /// What to do about it, where something is to be done.
+    pub remedy: Option<String>,
+}
+
+/// Looks at everything that [`Redirect::load`](super::Redirect::load) and attaching need, changing nothing.
+pub fn probe() -> Vec<Finding> {
+    let mut findings = vec![
+        object_finding(),
+        kernel(),
+        btf(),
+        cgroup2(),
+        bpffs(),
+        capabilities(),
+    ];
+    findings.extend(helpers());
+    findings
+}
+
+/// Supported from here on.
+const FLOOR: (u32, u32) = (5, 15);
+/// Loads from here on; sockets that net_cls tags escape, and a refusal is EPERM.
+const BEST_EFFORT: (u32, u32) = (5, 10);
+
+fn kernel() -> Finding {
+    let release = nix::sys::utsname::uname()
+        .map(|uts| uts.release().to_string_lossy().into_owned())
+        .unwrap_or_default();
+    judge_kernel(&release)
+}
+
+fn judge_kernel(release: &str) -> Finding {
+    let version = parse_version(release);
+    let upgrade = Some(format!("use Linux {}.{} or later", FLOOR.0, FLOOR.1));
+    let (ok, detail, remedy) = match version {
+        Some(version) if version >= FLOOR => (true, format!("Linux {release}"), None),
+        Some(version) if version >= BEST_EFFORT => {
+            (true, format!("Linux {release}, which is best effort"), upgrade)
+        }
+        Some(_) => (false, format!("Linux {release} is too old"), upgrade),
+        None => (false, format!("no version in `{release}`"), upgrade),
+    };
+    finding("kernel", ok, detail, remedy)
+}
+
+fn parse_version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn object_finding() -> Finding {
+    match (object(), object_sha256()) {
+        (Some(object), Some(hash)) => {
+            let detail = format!("{} bytes, SHA-256 {hash}", object.len());
+            finding("bpf object", true, detail, None)
+        }
+        _ => finding(
+            "bpf object",
+            false,
+            "this binary was built without the kernel half".into(),
+            Some("build it with: cargo xtask build --release".into()),
+        ),
+    }
+}
+
+fn btf() -> Finding {
+    let path = "/sys/kernel/btf/vmlinux";
+    let ok = Path::new(path).exists();
+    let remedy = (!ok).then(|| "use a kernel with CONFIG_DEBUG_INFO_BTF=y".into());
+    let detail = if ok {
+        path.into()
+    } else {
+        format!("{path} is missing")
+    };
+    finding("btf", ok, detail, remedy)
+}
+
+fn cgroup2() -> Finding {
+    match cgroup2_mount() {
+        Ok(path) => finding("cgroup v2", true, path.display().to_string(), None),
+        Err(error) => finding(
+            "cgroup v2",
+            false,
+            error.to_string(),
+            Some("mount -t cgroup2 none /sys/fs/cgroup".into()),
+        ),
+    }
+}
+
+fn bpffs() -> Finding {
+    let path = "/sys/fs/bpf";
+    match statfs(path) {
+        Ok(stat) if stat.filesystem_type() == BPF_FS_MAGIC => finding("bpffs", true, path.into(), None),
+        Ok(_) => finding(
+            "bpffs",
+            true,
+            format!("not mounted at {path}; the agent mounts it there"),
+            None,
+        ),
+        Err(error) => finding(
+            "bpffs",
+            false,
+            format!("{path}: {error}"),
+            Some("use a kernel with CONFIG_BPF_SYSCALL=y, and mount sysfs at /sys".into()),
+        ),
+    }
+}
+
+fn capabilities() -> Finding {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    judge_capabilities(&status)
+}
+
+/// linux/capability.h. CAP_SYS_ADMIN includes CAP_BPF, and is needed for mounts and namespaces anyway.
+fn judge_capabilities(status: &str) -> Finding {
+    const NET_ADMIN: u32 = 12;
+    const SYS_ADMIN: u32 = 21;
+    const BPF: u32 = 39;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0);
+    let has = |bit: u32| effective & (1 << bit) != 0;
+    let missing: Vec<&str> = [
+        ("CAP_BPF", has(BPF) || has(SYS_ADMIN)),
+        ("CAP_NET_ADMIN", has(NET_ADMIN)),
+        ("CAP_SYS_ADMIN", has(SYS_ADMIN)),
+    ]
+    .into_iter()
+    .filter_map(|(name, present)| (!present).then_some(name))
+    .collect();
+    if missing.is_empty() {
+        let detail = "CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN".into();
+        return finding("capabilities", true, detail, None);
+    }
+    finding(
+        "capabilities",
+        false,
+        format!("missing: {}", missing.join(", ")),
+        Some("run as root, or in a privileged container".into()),
+    )
+}
+
+fn helpers() -> Vec<Finding> {
+    let needed = [
+        (
+            "helper sk_lookup_tcp",
+            ProgramType::CgroupSockAddr,
+            BpfHelper::BPF_FUNC_sk_lookup_tcp,
+        ),
+        (
+            "helper sk_storage_get",
+            ProgramType::CgroupSockAddr,
+            BpfHelper::BPF_FUNC_sk_storage_get,
+        ),
+        (
+            "helper get_netns_cookie",
+            ProgramType::CgroupSockAddr,
+            BpfHelper::BPF_FUNC_get_netns_cookie,
+        ),
+        (
+            "helper sk_storage_get (sock_ops)",
+            ProgramType::SockOps,
+            BpfHelper::BPF_FUNC_sk_storage_get,
+        ),
+    ];
+    let mut findings: Vec<Finding> = needed
+        .into_iter()
+        .map(
+            |(name, program, helper)| match is_helper_supported(program, helper) {
+                Ok(true) => finding(name, true, "there".into(), None),
+                Ok(false) => finding(
+                    name,
+                    false,
+                    "the kernel does not have it".into(),
+                    Some(format!("use Linux {}.{} or later", FLOOR.0, FLOOR.1)),
+                ),
+                Err(error) => finding(
+                    name,
+                    false,
+                    format!("cannot be asked for: {error}"),
+                    Some(
+                        "run as root; see whether kernel.unprivileged_bpf_disabled or a lockdown is in force"
+                            .into(),
+                    ),
+                ),
+            },
+        )
+        .collect();
+    let set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
+    let detail = match set_retval {
+        Ok(true) => "there: a refused connect() fails with ECONNREFUSED",
+        _ => "missing (Linux 5.18): a refused connect() fails with EPERM",
+    };
+    findings.push(finding("helper set_retval", true, detail.into(), None));
+    findings
+}
+
+fn finding(name: &'static str, ok: bool, detail: String, remedy: Option<String>) -> Finding {
+    Finding {
+        name,
+        ok,
+        detail,
+        remedy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_judged_by_their_version() {
+        for (release, ok, remedy) in [
+            ("6.18.44", true, false),
+            ("5.15.0-generic", true, false),
+            ("5.14.0-503.el9.x86_64", true, true),
+            ("5.10.262+deb11", true, true),
+            ("5.9.1", false, true),
+            ("4.18.0", false, true),
+            ("rolling", false, true),
+            ("", false, true),
+        ] {
+            let finding = judge_kernel(release);
+            assert_eq!((finding.ok, finding.remedy.is_some()), (ok, remedy), "{release}");
+        }
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        let all = judge_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n");
+        assert!(all.ok, "{all:?}");
+        let none = judge_capabilities("CapEff:\t0000000000000000\n");
+        assert_eq!(none.detail, "missing: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN");
+        let container = judge_capabilities("CapEff:\t00000000a80435fb\n");
+        assert!(!container.ok && container.remedy.is_some());
+        assert!(!judge_capabilities("").ok);
+    }
+
+    #[test]
+    fn everything_is_looked_at_without_privileges_too() {
+        let findings = probe();
+        for name in [
+            "bpf object",
+            "kernel",
+            "btf",
+            "cgroup v2",
+            "bpffs",
+            "capabilities",
+        ] {
+            assert!(findings.iter().any(|finding| finding.name == name), "{name}");
+        }
+        for finding in findings {
+            assert!(finding.ok || finding.remedy.is_some(), "{finding:?}");
+        }
+    }
+}

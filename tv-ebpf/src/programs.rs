@@ -1,0 +1,6 @@
+//! One file per kind of hook. Each program is a shim: facts, verdict, effect.
+
+mod connect;
+mod handover;
+mod peername;
+mod sendmsg;
