@@ -1,1 +1,4 @@
-//! Placeholder replaced in the next commits.
+//! Harness of the tests that need more than one crate: namespaces, cgroups and what runs inside them.
+
+pub mod cgroup;
+pub mod sandbox;

@@ -5,6 +5,10 @@ use std::net::SocketAddr;
 
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr};
 
+mod cgroup;
+
+pub use cgroup::{cgroup_id, cgroup2_mount};
+
 /// What the kernel half recorded about a redirected connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
