@@ -1,4 +1,5 @@
-//! Harness of the tests that need more than one crate: namespaces, cgroups and what runs inside them.
+//! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups.
 
 pub mod cgroup;
+pub mod fakes;
 pub mod sandbox;
