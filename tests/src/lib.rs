@@ -1,5 +1,7 @@
-//! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups.
+//! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups, clients.
 
 pub mod cgroup;
 pub mod fakes;
+pub mod process;
 pub mod sandbox;
+pub mod world;

@@ -175,6 +175,11 @@ impl Auth0 {
         lock(&self.tenant.book).exchanges.clone()
     }
 
+    /// Forgets the exchanges so far.
+    pub fn clear(&self) {
+        lock(&self.tenant.book).exchanges.clear();
+    }
+
     /// How often `subject` was presented.
     pub fn count(&self, subject: &str) -> usize {
         let book = lock(&self.tenant.book);
@@ -241,7 +246,10 @@ async fn answer(tenant: Arc<Tenant>, request: Request<Incoming>) -> Response<Bod
         Mode::Huge(bytes) => huge(bytes),
         Mode::Endless => endless(),
     };
-    lock(&tenant.book).exchanges[index].status = Some(response.status().as_u16());
+    // It may have been forgotten meanwhile.
+    if let Some(exchange) = lock(&tenant.book).exchanges.get_mut(index) {
+        exchange.status = Some(response.status().as_u16());
+    }
     response
 }
 
