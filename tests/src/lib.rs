@@ -1,4 +1,8 @@
-//! Harness of the tests that need more than one crate: namespaces, cgroups and what runs inside them.
+//! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups, clients.
 
 pub mod cgroup;
+pub mod demo;
+pub mod fakes;
+pub mod process;
 pub mod sandbox;
+pub mod world;

@@ -1,0 +1,393 @@
+//! An Auth0 tenant as Token Vault callers see it: `POST /oauth/token` with the federated-connection grant.
+//!
+//! Wire format and error codes: auth0.com/docs, "Get a token from Token Vault", and what public clients observe.
+
+mod form;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, channel::Channel};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::pki::Identity;
+use super::server::{self, Body, Conn, Connections, Handler, Server, full};
+use super::{UNEXPECTED_STATUS, Unexpected, lock};
+use form::Form;
+pub use form::{ClientAuth, Encoding};
+
+/// The grant type of every Token Vault exchange.
+pub const GRANT: &str = "urn:auth0:params:oauth:grant-type:token-exchange:federated-connection-access-token";
+/// `subject_token_type` of an Auth0 access token (RFC 8693 section 3).
+pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// `requested_token_type` and `issued_token_type`.
+pub const FEDERATED_ACCESS_TOKEN: &str =
+    "http://auth0.com/oauth/token-type/federated-connection-access-token";
+
+/// A tenant with one client, listening until dropped.
+pub struct Auth0 {
+    server: Server,
+    tenant: Arc<Tenant>,
+}
+
+/// How the tenant answers valid and invalid calls alike, until told otherwise.
+#[derive(Clone, Debug, Default)]
+pub enum Mode {
+    /// By what it knows.
+    #[default]
+    Normal,
+    /// 429 `too_many_requests`, with `Retry-After` seconds where given.
+    RateLimited { retry_after: Option<u64> },
+    /// The status, `error` and `error_description` given.
+    Refuse(u16, &'static str, &'static str),
+    /// 500 with a text body.
+    ServerError,
+    /// No answer at all.
+    Hang,
+    /// By what it knows, this much later.
+    Slow(Duration),
+    /// 200 with HTML.
+    NotJson,
+    /// 200 with JSON that lacks `access_token`.
+    NoAccessToken,
+    /// By what it knows, but with this `expires_in`; `None` leaves it out.
+    ExpiresIn(Option<Value>),
+    /// 200 with a body of this many bytes.
+    Huge(usize),
+    /// 200 with a body that never ends.
+    Endless,
+}
+
+/// One call of the token endpoint as it came in.
+#[derive(Clone, Debug)]
+pub struct Exchange {
+    pub subject_token: String,
+    pub connection: String,
+    pub login_hint: Option<String>,
+    pub client_auth: ClientAuth,
+    pub encoding: Encoding,
+    /// Every parameter but the client secret.
+    pub params: BTreeMap<String, String>,
+    /// `None` when there was no answer by intent.
+    pub status: Option<u16>,
+}
+
+#[derive(Clone)]
+struct Grant {
+    token: String,
+    expires_in: u64,
+}
+
+#[derive(Default)]
+struct Book {
+    /// Subject token → connection → what the vault holds.
+    subjects: HashMap<String, HashMap<String, Grant>>,
+    mode: Mode,
+    exchanges: Vec<Exchange>,
+    allowed: Vec<String>,
+}
+
+struct Tenant {
+    client_id: String,
+    client_secret: String,
+    book: Mutex<Book>,
+    connections: Arc<Connections>,
+    unexpected: Unexpected,
+}
+
+impl Auth0 {
+    /// Starts a tenant whose only client has these credentials.
+    pub fn start(
+        addrs: &[SocketAddr],
+        identity: &Identity,
+        client_id: &str,
+        client_secret: &str,
+    ) -> io::Result<Self> {
+        let tenant = Arc::new(Tenant {
+            client_id: client_id.to_owned(),
+            client_secret: client_secret.to_owned(),
+            book: Mutex::default(),
+            connections: Arc::default(),
+            unexpected: Unexpected::default(),
+        });
+        let tls = server::tls(identity, &["h2", "http/1.1"]).map_err(io::Error::other)?;
+        let shared = tenant.clone();
+        let handler: Handler =
+            Arc::new(move |_conn: Conn, request| Box::pin(answer(shared.clone(), request)));
+        let server = Server::start("fake-auth0", addrs, tls, &tenant.connections, &handler)?;
+        Ok(Self { server, tenant })
+    }
+
+    pub fn addrs(&self) -> &[SocketAddr] {
+        self.server.addrs()
+    }
+
+    /// Makes `subject` a valid access token of a user without any connected account.
+    pub fn know(&self, subject: &str) {
+        lock(&self.tenant.book)
+            .subjects
+            .entry(subject.to_owned())
+            .or_default();
+    }
+
+    /// Makes `subject` a valid access token of a user who connected `connection`, or changes (rotates) what
+    /// the vault holds there. `expires_in` in seconds.
+    pub fn connect(&self, subject: &str, connection: &str, token: &str, expires_in: u64) {
+        let grant = Grant {
+            token: token.to_owned(),
+            expires_in,
+        };
+        let mut book = lock(&self.tenant.book);
+        let user = book.subjects.entry(subject.to_owned()).or_default();
+        user.insert(connection.to_owned(), grant);
+    }
+
+    /// The user disconnects the account; the access token stays valid.
+    pub fn disconnect(&self, subject: &str, connection: &str) {
+        if let Some(user) = lock(&self.tenant.book).subjects.get_mut(subject) {
+            user.remove(connection);
+        }
+    }
+
+    /// From now on `subject` is unknown (expired, revoked).
+    pub fn forget(&self, subject: &str) {
+        lock(&self.tenant.book).subjects.remove(subject);
+    }
+
+    /// Changes how every call is answered from now on.
+    pub fn set_mode(&self, mode: Mode) {
+        lock(&self.tenant.book).mode = mode;
+    }
+
+    /// Accepts one more parameter that a route may be configured to send.
+    pub fn allow_param(&self, name: &str) {
+        lock(&self.tenant.book).allowed.push(name.to_owned());
+    }
+
+    /// Every call so far that was an exchange, refused ones included.
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        lock(&self.tenant.book).exchanges.clone()
+    }
+
+    /// Forgets the exchanges so far.
+    pub fn clear(&self) {
+        lock(&self.tenant.book).exchanges.clear();
+    }
+
+    /// How often `subject` was presented.
+    pub fn count(&self, subject: &str) -> usize {
+        let book = lock(&self.tenant.book);
+        book.exchanges
+            .iter()
+            .filter(|e| e.subject_token == subject)
+            .count()
+    }
+
+    pub fn connections(&self) -> &Connections {
+        &self.tenant.connections
+    }
+
+    pub fn unexpected(&self) -> &Unexpected {
+        &self.tenant.unexpected
+    }
+}
+
+impl Drop for Auth0 {
+    fn drop(&mut self) {
+        self.tenant.unexpected.assert_none("the Auth0 stand-in");
+    }
+}
+
+async fn answer(tenant: Arc<Tenant>, request: Request<Incoming>) -> Response<Body> {
+    let call = format!("{} {}", request.method(), request.uri().path());
+    let form = match Form::read(request).await {
+        Ok(form) => form,
+        Err(problem) => return unexpected(&tenant, format!("{call}: {problem}")),
+    };
+    if let Err(problem) = tenant.check(&form) {
+        return unexpected(&tenant, format!("{call}: {problem}"));
+    }
+    let (mode, index) = tenant.record(&form);
+    if let Mode::Slow(delay) = mode {
+        tokio::time::sleep(delay).await;
+    }
+    let response = match mode {
+        Mode::Hang => std::future::pending().await,
+        Mode::Normal | Mode::Slow(_) => tenant.exchange(&form, |_| {}),
+        Mode::ExpiresIn(value) => tenant.exchange(&form, |body| {
+            match value {
+                Some(value) => body.insert("expires_in".to_owned(), value),
+                None => body.remove("expires_in"),
+            };
+        }),
+        Mode::NoAccessToken => tenant.exchange(&form, |body| {
+            body.remove("access_token");
+        }),
+        Mode::RateLimited { retry_after } => {
+            let mut response = refuse(
+                429,
+                "too_many_requests",
+                "Rate limit exceeded. Please retry after some time.",
+            );
+            if let Some(seconds) = retry_after {
+                response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+            }
+            response
+        }
+        Mode::Refuse(status, error, description) => refuse(status, error, description),
+        Mode::ServerError => text(500, "text/plain", "Internal Server Error"),
+        Mode::NotJson => text(200, "text/html", "<html><body>Welcome</body></html>"),
+        Mode::Huge(bytes) => huge(bytes),
+        Mode::Endless => endless(),
+    };
+    // It may have been forgotten meanwhile.
+    if let Some(exchange) = lock(&tenant.book).exchanges.get_mut(index) {
+        exchange.status = Some(response.status().as_u16());
+    }
+    response
+}
+
+impl Tenant {
+    /// What a caller that follows the documentation never does.
+    fn check(&self, form: &Form) -> Result<(), String> {
+        let expect = |name: &str, wanted: &str| match form.get(name) {
+            Some(value) if value == wanted => Ok(()),
+            other => Err(format!("{name} is {other:?}, expected {wanted:?}")),
+        };
+        expect("grant_type", GRANT)?;
+        expect("subject_token_type", ACCESS_TOKEN)?;
+        expect("requested_token_type", FEDERATED_ACCESS_TOKEN)?;
+        for name in ["subject_token", "connection", "client_id"] {
+            if form.get(name).is_none_or(str::is_empty) && (name != "client_id" || form.basic.is_none()) {
+                return Err(format!("{name} is missing"));
+            }
+        }
+        const KNOWN: [&str; 8] = [
+            "grant_type",
+            "subject_token",
+            "subject_token_type",
+            "requested_token_type",
+            "connection",
+            "client_id",
+            "client_secret",
+            "login_hint",
+        ];
+        let book = lock(&self.book);
+        match form
+            .params
+            .keys()
+            .find(|k| !KNOWN.contains(&k.as_str()) && !book.allowed.contains(k))
+        {
+            Some(name) => Err(format!("parameter {name} is not supported by Token Vault")),
+            None => Ok(()),
+        }
+    }
+
+    fn record(&self, form: &Form) -> (Mode, usize) {
+        let mut book = lock(&self.book);
+        let mut params = form.params.clone();
+        params.remove("client_secret");
+        book.exchanges.push(Exchange {
+            subject_token: form.get("subject_token").unwrap_or_default().to_owned(),
+            connection: form.get("connection").unwrap_or_default().to_owned(),
+            login_hint: form.get("login_hint").map(str::to_owned),
+            client_auth: form.client_auth(),
+            encoding: form.encoding,
+            params,
+            status: None,
+        });
+        (book.mode.clone(), book.exchanges.len() - 1)
+    }
+
+    fn exchange(
+        &self,
+        form: &Form,
+        change: impl FnOnce(&mut serde_json::Map<String, Value>),
+    ) -> Response<Body> {
+        let (id, secret) = form.credentials();
+        if id != Some(&self.client_id) || secret != Some(&self.client_secret) {
+            return refuse(401, "invalid_client", "Client authentication failed");
+        }
+        let subject = form.get("subject_token").unwrap_or_default();
+        let connection = form.get("connection").unwrap_or_default();
+        let grant = match lock(&self.book).subjects.get(subject) {
+            None => return refuse(401, "invalid_grant", "Invalid or expired subject token."),
+            Some(user) => user.get(connection).cloned(),
+        };
+        let Some(grant) = grant else {
+            return refuse(
+                401,
+                "federated_connection_refresh_token_not_found",
+                "Federated connection Refresh Token not found.",
+            );
+        };
+        let mut body = json!({
+            "access_token": grant.token,
+            "expires_in": grant.expires_in,
+            "scope": "read write",
+            "issued_token_type": FEDERATED_ACCESS_TOKEN,
+            "token_type": "Bearer",
+        });
+        change(body.as_object_mut().expect("an object"));
+        json_response(200, &body)
+    }
+}
+
+fn unexpected(tenant: &Tenant, call: String) -> Response<Body> {
+    let response = text(UNEXPECTED_STATUS, "text/plain", &format!("unexpected: {call}\n"));
+    tenant.unexpected.remember(call);
+    response
+}
+
+fn refuse(status: u16, error: &str, description: &str) -> Response<Body> {
+    json_response(
+        status,
+        &json!({ "error": error, "error_description": description }),
+    )
+}
+
+fn json_response(status: u16, body: &Value) -> Response<Body> {
+    let mut response = text(status, "application/json", &body.to_string());
+    let no_store = header::HeaderValue::from_static("no-store");
+    response.headers_mut().insert(header::CACHE_CONTROL, no_store);
+    response
+}
+
+fn text(status: u16, content_type: &'static str, body: &str) -> Response<Body> {
+    let mut response = Response::new(full(body.to_owned()));
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    let content_type = header::HeaderValue::from_static(content_type);
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// Valid JSON of `bytes` bytes, so that only the reader's own limit can object.
+fn huge(bytes: usize) -> Response<Body> {
+    let head = r#"{"access_token":"too-late","token_type":"Bearer","expires_in":3600,"padding":""#;
+    let padding = bytes.saturating_sub(head.len() + 2);
+    text(
+        200,
+        "application/json",
+        &format!("{head}{}\"}}", "x".repeat(padding)),
+    )
+}
+
+fn endless() -> Response<Body> {
+    let (mut sender, body) = Channel::<Bytes, server::BoxError>::new(1);
+    tokio::spawn(async move {
+        let piece = Bytes::from_static(&[b' '; 1024]);
+        while sender.send_data(piece.clone()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let mut response = Response::new(body.boxed_unsync());
+    let json = header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}

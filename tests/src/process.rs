@@ -1,0 +1,233 @@
+//! Running a command to its end: bounded in time, stopped when asked, never left behind.
+
+use std::io::{self, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{JoinHandle, sleep};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+/// Time between asking a process group to end and killing it.
+const GRACE: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Set once, by [`interrupt`]: every running command is then ended, and later ones do not start.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// What a command left.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn success(&self) -> bool {
+        self.status.success()
+    }
+
+    /// The exit code, or 128 + the signal that ended it, as a shell says it.
+    pub fn code(&self) -> i32 {
+        let by_signal = || self.status.signal().map(|signal| 128 + signal);
+        self.status.code().or_else(by_signal).unwrap_or(-1)
+    }
+
+    /// The output when it succeeded.
+    ///
+    /// # Panics
+    /// When it failed, with all that it said.
+    pub fn expect_success(&self) -> &str {
+        assert!(
+            self.success(),
+            "exit code {}\n{}\n{}",
+            self.code(),
+            self.stdout,
+            self.stderr
+        );
+        &self.stdout
+    }
+}
+
+/// Ends every running command of this process and starts no more.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// A process with a group of its own; dropped, the whole group is asked to end, then killed.
+pub struct Running {
+    child: Child,
+    stdout: Option<JoinHandle<String>>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+/// Starts `command` in a process group of its own, its output being collected.
+///
+/// # Errors
+/// When it cannot be started; `Interrupted` after [`interrupt`].
+pub fn start(command: &mut Command) -> io::Result<Running> {
+    if interrupted() {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let program = command.get_program().to_owned();
+    let mut child = command
+        .spawn()
+        .map_err(|e| io::Error::new(e.kind(), format!("starting {}: {e}", program.display())))?;
+    let stdout = child.stdout.take().map(collect);
+    let stderr = child.stderr.take().map(collect);
+    Ok(Running {
+        child,
+        stdout,
+        stderr,
+    })
+}
+
+/// Runs `command` to its end, at most `limit`.
+///
+/// # Errors
+/// As [`start`]; `TimedOut` after `limit`, the group then being ended.
+pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
+    start(command.stdin(Stdio::null()))?.finish(limit)
+}
+
+impl Running {
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).expect("a pid fits"))
+    }
+
+    /// `Some` once the process itself has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// `TimedOut` with what it said so far, or `Interrupted`; its group is ended in both cases.
+    pub fn finish(mut self, limit: Duration) -> io::Result<Finished> {
+        let until = Instant::now() + limit;
+        let status = loop {
+            if let Some(status) = self.ended() {
+                break status;
+            }
+            if interrupted() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if Instant::now() >= until {
+                let said = self.end();
+                let text = format!(
+                    "no end within {limit:?}; it said:\n{}{}",
+                    said.stdout, said.stderr
+                );
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            sleep(POLL);
+        };
+        // Whoever still holds its output open must not hold us.
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        Ok(self.output(status))
+    }
+
+    /// Asks the whole group to end (SIGTERM), kills it after a grace period, and gives what was said.
+    pub fn end(&mut self) -> Finished {
+        let _ = killpg(self.pid(), Signal::SIGTERM);
+        let until = Instant::now() + GRACE;
+        while self.ended().is_none() && Instant::now() < until {
+            sleep(POLL);
+        }
+        self.kill()
+    }
+
+    /// SIGKILL to the whole group.
+    pub fn kill(&mut self) -> Finished {
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        let status = self.child.wait().unwrap_or_default();
+        self.output(status)
+    }
+
+    /// SIGKILL to the process alone: its children go on.
+    pub fn kill_alone(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn output(&mut self, status: ExitStatus) -> Finished {
+        let text =
+            |reader: Option<JoinHandle<String>>| reader.and_then(|r| r.join().ok()).unwrap_or_default();
+        Finished {
+            status,
+            stdout: text(self.stdout.take()),
+            stderr: text(self.stderr.take()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            self.end();
+        } else {
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+        }
+    }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What came before an error is still worth showing.
+        pipe.read_to_end(&mut bytes).ok();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn output_and_code_are_kept() {
+        let finished = run(&mut sh("echo out; echo err >&2; exit 3"), Duration::from_secs(5)).unwrap();
+        let said = (
+            finished.code(),
+            finished.stdout.as_str(),
+            finished.stderr.as_str(),
+        );
+        assert_eq!(said, (3, "out\n", "err\n"));
+    }
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended_with_its_children() {
+        let script = "sleep 600 & echo $!; trap '' TERM; wait; wait";
+        let error = run(&mut sh(script), Duration::from_millis(200)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let text = error.to_string();
+        let pid = text.lines().last().unwrap().parse().unwrap();
+        let gone = || {
+            // A zombie of an inherited child has ended, too.
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+        };
+        let until = Instant::now() + GRACE;
+        while !gone() && Instant::now() < until {
+            sleep(POLL);
+        }
+        assert!(gone(), "{:?}", Pid::from_raw(pid));
+    }
+}
