@@ -42,3 +42,5 @@ pub mod agent;
 pub mod admin;
 pub mod trust;
 pub mod enter;
+pub mod cli;
+pub mod commands;

@@ -15,7 +15,7 @@ const EXEC_PREFIX: &str = "exec-";
 const CGROUP_PREFIX: &str = "tv-";
 
 /// Something that [`cleanup`] removed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
     /// What it was: `link`, `cgroup` or `lock`.
     pub what: &'static str,
@@ -85,7 +85,11 @@ fn instances(pin_root: &Path, run_dir: &Path) -> Result<BTreeSet<String>, Error>
     }
     for version in list(pin_root)? {
         let directories = list(&version)?;
-        names.extend(directories.iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())));
+        names.extend(
+            directories
+                .iter()
+                .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())),
+        );
     }
     Ok(names)
 }

@@ -1,0 +1,139 @@
+//! The command line: what can be asked, and with which exit code it ends.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Exit codes, the same for all commands; `exec` otherwise ends with its command's own.
+pub mod exit {
+    pub const OK: u8 = 0;
+    /// Something is wrong that the message names.
+    pub const FAILED: u8 = 1;
+    /// The command line or the configuration is wrong.
+    pub const USAGE: u8 = 2;
+    /// `exec` could not start: the command was not run.
+    pub const NOT_RUN: u8 = 125;
+}
+
+#[derive(Parser)]
+#[command(
+    name = "tv-agent",
+    version,
+    about = "Swaps a workload's Auth0 token for the provider's own, on the way out, without the workload knowing",
+    after_help = "Exit codes: 0 done; 1 failed, as the message says; 2 wrong command line or configuration; \
+                  125 exec could not start. `exec` otherwise ends with its command's own code."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log as JSON lines instead of text.
+    #[arg(long, global = true)]
+    pub log_json: bool,
+    /// What to log: a level (error, warn, info, debug) or a filter such as tv_agent=debug.
+    #[arg(long, global = true, env = "TV_AGENT_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// The daemon: intercepts the enrolled cgroups until it is stopped.
+    Run(RunArgs),
+    /// Runs one command, intercepted; ends with its exit code.
+    Exec(ExecArgs),
+    /// Tells whether this machine, the configuration and the vault are ready, and how to mend what is not.
+    Check(CheckArgs),
+    /// Tells what happens to connections to a host, and why.
+    Explain(ExplainArgs),
+    /// The certificate authority that workloads trust.
+    #[command(subcommand)]
+    Ca(CaCommand),
+    /// Removes what agents that are gone have left in the kernel.
+    Cleanup(OutputArgs),
+    /// Version of the agent and digest of its kernel half.
+    Version(OutputArgs),
+    /// The step between `exec` and its command.
+    #[command(name = "__enter", hide = true)]
+    Enter(EnterArgs),
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Args)]
+pub struct ExecArgs {
+    /// Without it AUTH0_DOMAIN, AUTH0_CLIENT_ID and AUTH0_CLIENT_SECRET, and the built-in hosts.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The command and its arguments, after `--`.
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub struct CheckArgs {
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args)]
+pub struct ExplainArgs {
+    pub host: String,
+    /// The caller's cgroup, a path below the cgroup2 mount.
+    #[arg(long, value_name = "CGROUP")]
+    pub workload: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Subcommand)]
+pub enum CaCommand {
+    /// Makes a root and this node's intermediate, or renews the intermediate; does nothing when all is well.
+    Init(CaArgs),
+    /// Shows the certificates, what they may sign for, and until when.
+    Show(CaArgs),
+}
+
+#[derive(Args)]
+pub struct CaArgs {
+    /// Directory of the CA [default: ca.dir of the configuration, else /var/lib/tv-agent/ca].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// The hosts of its routes are what the CA may sign for.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args)]
+pub struct EnterArgs {
+    #[arg(long)]
+    pub spec: PathBuf,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Args, Clone, Copy)]
+pub struct OutputArgs {
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}

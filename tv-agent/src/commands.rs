@@ -1,0 +1,150 @@
+//! What each command of the command line does. The only modules that print.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::Output;
+use crate::config::{self, Config};
+use crate::redirect::{AgentDown, KernelPolicy, Listeners};
+
+pub mod ca;
+pub mod check;
+pub mod cleanup;
+pub mod exec;
+pub mod explain;
+pub mod run;
+pub mod version;
+
+use crate::redirect::{DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR};
+/// Loopback, but an address that nothing else listens on.
+const LISTEN_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 34, 67, 1);
+
+/// The configuration of `file`, or of the environment when there is none.
+fn load(file: Option<&Path>) -> Result<Config, config::Error> {
+    let env = |name: &str| std::env::var(name).ok();
+    match file {
+        Some(file) => Config::load(file, &env),
+        None => Config::from_env(&env),
+    }
+}
+
+/// What the kernel half is told of a configuration.
+fn kernel_policy(
+    intercept: &config::Intercept,
+    listeners: Listeners,
+    agent_cgroup: Option<u64>,
+) -> KernelPolicy {
+    KernelPolicy {
+        ports: intercept.ports.clone(),
+        bypass: intercept.bypass.clone(),
+        block_quic: intercept.quic == config::Quic::Block,
+        on_agent_down: match intercept.on_agent_down {
+            config::OnAgentDown::Closed => AgentDown::Closed,
+            config::OnAgentDown::Open => AgentDown::Open,
+        },
+        agent_cgroup,
+        listeners,
+        v6_routable: v6_routable(),
+    }
+}
+
+/// Whether this network namespace has somewhere to send native IPv6 to, its own addresses included.
+fn v6_routable() -> bool {
+    std::fs::read_to_string("/proc/thread-self/net/ipv6_route").is_ok_and(|table| routes_v6(&table))
+}
+
+/// Looks for a route that is neither loopback, link-local, multicast nor a rejection. Pure.
+///
+/// Lines as in the kernel's net/ipv6/route.c: destination, its length, …, flags, device.
+fn routes_v6(table: &str) -> bool {
+    const RTF_REJECT: u32 = 0x0200;
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [destination, length, .., flags, _device] = fields.as_slice() else {
+            return false;
+        };
+        let rejected = u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & RTF_REJECT != 0);
+        let loopback = *destination == "00000000000000000000000000000001" && *length == "80";
+        let local = destination.starts_with("fe8") || destination.starts_with("ff");
+        !rejected && !loopback && !local
+    })
+}
+
+/// Without it there is nothing to attach to.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no cgroup v2 mount; mount one, or start the agent where it sees the host's")]
+pub struct NoCgroup2(#[source] std::io::Error);
+
+fn cgroup2_mount() -> Result<PathBuf, NoCgroup2> {
+    crate::redirect::cgroup2_mount().map_err(NoCgroup2)
+}
+
+/// Directory of the cgroup that this process is in, below the cgroup2 mount.
+fn own_cgroup(mount: &Path) -> std::io::Result<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/cgroup")?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .unwrap_or("/");
+    Ok(mount.join(path.trim_start_matches('/')))
+}
+
+/// [::1] in this namespace, if it has one.
+fn listen_v6(port: u16) -> Option<std::net::SocketAddr> {
+    let address = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    let probe = std::net::SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0));
+    std::net::TcpListener::bind(probe).is_ok().then_some(address)
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent errors repeat their source.
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[expect(clippy::print_stdout, reason = "this is how commands answer")]
+fn print(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> String) {
+    match output {
+        Output::Json => println!(
+            "{}",
+            serde_json::to_string_pretty(value).expect("plain data serialises")
+        ),
+        Output::Text => println!("{}", text().trim_end()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_real_route_makes_ipv6_routable() {
+        let line = |dst: &str, len: &str, flags: &str, dev: &str| {
+            format!(
+                "{dst} {len} {z} 00 {z} 00000400 00000001 00000000 {flags} {dev}\n",
+                z = "0".repeat(32)
+            )
+        };
+        let none = "0".repeat(32);
+        let unreachable = line(&none, "00", "00200200", "lo");
+        let loopback = line("00000000000000000000000000000001", "80", "80200001", "lo");
+        let link_local = line("fe800000000000000000000000000000", "40", "00000001", "eth0");
+        assert!(!routes_v6(&format!("{unreachable}{loopback}{link_local}")));
+        assert!(routes_v6(&line(&none, "00", "00000003", "eth0")));
+        assert!(routes_v6(&line(
+            "20010db8000000000000000000000010",
+            "80",
+            "80200001",
+            "lo"
+        )));
+        assert!(!routes_v6(""));
+    }
+}

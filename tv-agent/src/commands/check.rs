@@ -1,0 +1,183 @@
+//! `tv-agent check`: whether this machine, the configuration, the CA and the vaults are ready.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{chain, load, print, run::missing_cgroups};
+use crate::ca;
+use crate::cli::{CheckArgs, exit};
+use crate::config::Config;
+use crate::redirect;
+use crate::token::Vault;
+use crate::upstream::roots;
+
+/// One thing that was looked at.
+#[derive(Serialize)]
+struct Finding {
+    name: String,
+    ok: bool,
+    detail: String,
+    /// How to mend it; empty when it is well.
+    remedy: String,
+}
+
+impl Finding {
+    fn good(name: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ok: true,
+            detail: detail.into(),
+            remedy: String::new(),
+        }
+    }
+
+    fn bad(name: impl Into<String>, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ok: false,
+            detail: detail.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+pub async fn run(args: &CheckArgs) -> u8 {
+    let mut findings: Vec<Finding> = redirect::probe()
+        .into_iter()
+        .map(|f| Finding {
+            name: f.name.to_string(),
+            ok: f.ok,
+            detail: f.detail,
+            remedy: f.remedy.unwrap_or_default(),
+        })
+        .collect();
+    match load(args.config.as_deref()) {
+        Ok(config) => {
+            findings.push(Finding::good(
+                "configuration",
+                format!("{} routes", config.routes.len()),
+            ));
+            findings.extend(cgroups(&config, args.config.is_some()));
+            findings.push(authority(&config));
+            findings.extend(vaults(config).await);
+        }
+        Err(error) => {
+            findings.push(Finding::bad(
+                "configuration",
+                chain(&error),
+                "correct it as the message says",
+            ));
+        }
+    }
+    let bad = findings.iter().filter(|f| !f.ok).count();
+    print(args.output.output, &findings, || {
+        let mut text: String = findings
+            .iter()
+            .map(|f| {
+                let mark = if f.ok { "ok  " } else { "BAD " };
+                let remedy = if f.remedy.is_empty() {
+                    String::new()
+                } else {
+                    format!("\n       → {}", f.remedy)
+                };
+                format!("{mark} {}: {}{remedy}\n", f.name, f.detail)
+            })
+            .collect();
+        text += &if bad == 0 {
+            "all is well".to_owned()
+        } else {
+            format!("{bad} to mend")
+        };
+        text
+    });
+    if bad == 0 { exit::OK } else { exit::FAILED }
+}
+
+fn cgroups(config: &Config, daemon: bool) -> Vec<Finding> {
+    if config.intercept.cgroups.is_empty() {
+        // `exec` needs none.
+        return if daemon && config.routes.is_empty() {
+            vec![Finding::bad(
+                "enrolled cgroups",
+                "none",
+                "name the workloads' cgroups in intercept.cgroups",
+            )]
+        } else {
+            vec![Finding::good(
+                "enrolled cgroups",
+                "none: `exec` makes its own, `run` needs intercept.cgroups",
+            )]
+        };
+    }
+    let Ok(mount) = redirect::cgroup2_mount() else {
+        return Vec::new();
+    };
+    let missing = missing_cgroups(config, &mount);
+    if missing.is_empty() {
+        return vec![Finding::good(
+            "enrolled cgroups",
+            config.intercept.cgroups.join(", "),
+        )];
+    }
+    let detail = format!("{} not below {}", missing.join(", "), mount.display());
+    vec![Finding::bad(
+        "enrolled cgroups",
+        detail,
+        "create them, or correct intercept.cgroups",
+    )]
+}
+
+fn authority(config: &Config) -> Finding {
+    const NAME: &str = "certificate authority";
+    match ca::show(&config.ca_dir) {
+        Ok(shown) => match shown.problem {
+            Some(problem) => Finding::bad(
+                NAME,
+                problem,
+                "run `tv-agent ca init` with the same configuration",
+            ),
+            None if shown.root_key_on_node => Finding::good(
+                NAME,
+                format!(
+                    "good until {}; the root's key lies on this node, move it away",
+                    shown.intermediate.not_after
+                ),
+            ),
+            None => Finding::good(NAME, format!("good until {}", shown.intermediate.not_after)),
+        },
+        Err(ca::Error::Missing { .. }) => Finding::good(
+            NAME,
+            "none yet: `exec` makes one for each run; `run` needs `tv-agent ca init`",
+        ),
+        Err(error) => Finding::bad(
+            NAME,
+            chain(&error),
+            "run `tv-agent ca init` with the same configuration",
+        ),
+    }
+}
+
+async fn vaults(config: Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, vault) in config.vaults {
+        let label = format!("vault {name}");
+        let endpoint = vault.settings.token_endpoint.to_string();
+        let built = roots::compose(&vault.extra_roots, &[])
+            .map_err(|error| chain(&error))
+            .and_then(|roots| Vault::new(vault.settings, Arc::new(roots)).map_err(|error| chain(&error)));
+        findings.push(match built {
+            Ok(vault) => match vault.reach(Duration::from_secs(5)).await {
+                Ok(()) => Finding::good(label, format!("{endpoint} answers over verified TLS")),
+                Err(why) => Finding::bad(
+                    label,
+                    format!("{endpoint}: {why}"),
+                    "check the domain, DNS, the network, and extra_roots if the vault's CA is private",
+                ),
+            },
+            Err(why) => Finding::bad(label, why, "correct the vault's settings"),
+        });
+    }
+    findings
+}

@@ -1,0 +1,277 @@
+//! `tv-agent exec`: one command in a cgroup and mount namespace of its own, intercepted.
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{LISTEN_V4, PIN_ROOT, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6, v6_routable};
+use crate::admin::Admin;
+use crate::agent::{self, Agent, Wiring};
+use crate::ca::{self, Authority};
+use crate::cli::{ExecArgs, exit};
+use crate::config::{self, Config};
+use crate::enter::{self, EnterSpec};
+use crate::metrics::Metrics;
+use crate::redirect::{self, Redirect};
+use crate::trust;
+use crate::workload::Workloads;
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Ca(#[from] ca::Error),
+    #[error(transparent)]
+    Redirect(#[from] redirect::Error),
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
+    #[error(transparent)]
+    Mount(#[from] super::NoCgroup2),
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot handle signals")]
+    Signals(#[source] std::io::Error),
+}
+
+pub async fn run(args: &ExecArgs) -> u8 {
+    match intercepted(args).await {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("exec: {}", chain(&error));
+            if matches!(error, Error::Config(_)) {
+                exit::USAGE
+            } else {
+                exit::NOT_RUN
+            }
+        }
+    }
+}
+
+async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
+    let config = super::load(args.config.as_deref())?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+    // The terminal sends these two to the command as well; it decides what they mean.
+    let _interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let _quit = signal(SignalKind::quit()).map_err(Error::Signals)?;
+
+    let instance = format!("exec-{}", std::process::id());
+    let mount = cgroup2_mount()?;
+    let authority = Arc::new(authority(&config)?);
+    let mut kernel = Kernel(Some(Redirect::load(
+        Path::new(PIN_ROOT),
+        Path::new(RUN_DIR),
+        &instance,
+    )?));
+    let redirect = kernel.0.as_mut().expect("just loaded");
+    let directory = Directory::make(Path::new(RUN_DIR).join(&instance))?;
+    let cgroup = Cgroup::make(mount.join(redirect::exec_cgroup_name(&instance)))?;
+
+    let environment = |name: &str| std::env::var_os(name);
+    let trust = trust::prepare(
+        &directory.0.join("trust"),
+        authority.root_pem(),
+        &environment,
+        Path::new("/"),
+    )?;
+    let spec = directory.0.join("enter.json");
+    EnterSpec::new(cgroup.0.clone(), trust)
+        .write(&spec)
+        .map_err(|source| Error::Io {
+            what: "write",
+            path: spec.clone(),
+            source,
+        })?;
+
+    let intercept = config.intercept.clone();
+    let metrics = Metrics::new();
+    let handles = Arc::new(redirect.handles());
+    serve_metrics(&config, &metrics, &handles).await;
+    let wiring = Wiring {
+        origins: handles.clone(),
+        own: handles,
+        workloads: Arc::new(Workloads::new(mount, vec![cgroup.0.clone()])),
+        authority,
+        metrics,
+        // A free port: several run side by side, and beside a daemon.
+        listen_v4: (LISTEN_V4, 0).into(),
+        listen_v6: listen_v6(0),
+    };
+    let agent = Agent::start(config, wiring).await?;
+    redirect.apply(&kernel_policy(&intercept, agent.listeners(), None))?;
+    redirect.heartbeat()?;
+    redirect.attach(&cgroup.0)?;
+
+    let own_exe = Path::new("/proc/self/exe");
+    let mut child = tokio::process::Command::from(enter::command(own_exe, &spec, &args.command))
+        .spawn()
+        .map_err(|source| Error::Io {
+            what: "start",
+            path: own_exe.to_owned(),
+            source,
+        })?;
+    // From here on a failure of ours must leave the command refused, not uncovered.
+    let redirect = kernel.0.take().expect("loaded above");
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .map(Pid::from_raw);
+    let mut heartbeat = tokio::time::interval(Duration::from_secs(1));
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status,
+            _ = terminate.recv() => forward(pid, Signal::SIGTERM),
+            _ = hangup.recv() => forward(pid, Signal::SIGHUP),
+            _ = heartbeat.tick() => beat(&redirect, &agent),
+        }
+    };
+    let status = status.map_err(|source| Error::Io {
+        what: "wait for",
+        path: own_exe.to_owned(),
+        source,
+    })?;
+    agent.stop_now().await;
+    if cgroup.remove() {
+        redirect.release()?;
+    } else {
+        tracing::warn!(
+            "processes that the command started still run; their connections to captured ports are refused from \
+             now on, until they end and `tv-agent cleanup` is run"
+        );
+    }
+    Ok(code_of(status))
+}
+
+/// The configured CA if there is one, else one for this run only, whose root key is gone at once.
+fn authority(config: &Config) -> Result<Authority, ca::Error> {
+    match Authority::load(&config.ca_dir) {
+        Err(ca::Error::Missing { .. }) => Authority::ephemeral(&config.subtrees()),
+        other => other,
+    }
+}
+
+/// Only when asked for: the default port is the daemon's.
+async fn serve_metrics(config: &Config, metrics: &Metrics, handles: &Arc<redirect::Handles>) {
+    let Some(address) = config.metrics.filter(|_| config.metrics_asked) else {
+        return;
+    };
+    let counters = handles.clone();
+    let admin = Admin {
+        metrics: metrics.clone(),
+        ready: Arc::new(AtomicBool::new(true)),
+        more: Arc::new(move || counters.counters()),
+    };
+    if let Err(error) = admin.serve(address).await {
+        tracing::warn!("{}", chain(&error));
+    }
+}
+
+fn beat(redirect: &Redirect, agent: &Agent) {
+    if let Err(error) = redirect
+        .heartbeat()
+        .and_then(|()| redirect.set_v6_routable(v6_routable()))
+    {
+        tracing::error!(
+            "the kernel half cannot be told that the agent lives: {}",
+            chain(&error)
+        );
+    }
+    agent.sweep();
+}
+
+fn forward(pid: Option<Pid>, signal: Signal) {
+    if let Some(pid) = pid {
+        // It may just have ended; then `wait` tells.
+        let _ = kill(pid, signal);
+    }
+}
+
+/// As a shell reports it: 128 and the signal's number for a command that a signal ended.
+fn code_of(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(code).unwrap_or(exit::FAILED)
+}
+
+/// A kernel half that is taken out again when the command cannot be started.
+struct Kernel(Option<Redirect>);
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(Redirect::release) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+}
+
+/// A directory that is removed with all that is in it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn make(path: PathBuf) -> Result<Self, Error> {
+        let made = DirBuilder::new().recursive(true).mode(0o755).create(&path);
+        made.map_err(|source| Error::Io {
+            what: "make",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, path = %self.0.display(), "cannot remove");
+        }
+    }
+}
+
+/// A cgroup that is removed when nobody is in it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn make(path: PathBuf) -> Result<Self, Error> {
+        std::fs::create_dir(&path).map_err(|source| Error::Io {
+            what: "make the cgroup",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self(path))
+    }
+
+    /// False while processes are left in it.
+    fn remove(&self) -> bool {
+        // A process that has just ended may still be counted for a moment.
+        (0..20).any(|_| {
+            let removed = std::fs::remove_dir(&self.0).is_ok() || !self.0.exists();
+            if !removed {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            removed
+        })
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}

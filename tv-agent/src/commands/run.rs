@@ -1,0 +1,282 @@
+//! `tv-agent run`: the daemon.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    LISTEN_V4, PIN_ROOT, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup, v6_routable,
+};
+use crate::admin::{self, Admin};
+use crate::agent::{self, Agent, Wiring};
+use crate::ca::{self, Authority};
+use crate::cli::{RunArgs, exit};
+use crate::config::{self, Config, Intercept};
+use crate::metrics::{Metrics, ResultLabels};
+use crate::redirect::{self, Redirect};
+use crate::workload::Workloads;
+
+/// The name of the one daemon of a machine among the instances.
+const INSTANCE: &str = "daemon";
+/// The kernel half takes the agent for dead five seconds after the last one.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often the configuration file is looked at. Its digest, not inotify: a ConfigMap is swapped by symlinks.
+const RELOAD: Duration = Duration::from_secs(2);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error("intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads")]
+    NoCgroups,
+    #[error("intercept.cgroups: {path} does not exist below {}; create it, or correct the path", mount.display())]
+    NoSuchCgroup { path: String, mount: PathBuf },
+    #[error("the agent itself runs in the enrolled cgroup {path}; start it in a cgroup of its own")]
+    OwnCgroup { path: String },
+    #[error(transparent)]
+    Ca(#[from] ca::Error),
+    #[error(transparent)]
+    Redirect(#[from] redirect::Error),
+    #[error(transparent)]
+    Agent(#[from] agent::Error),
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    #[error(transparent)]
+    Mount(#[from] super::NoCgroup2),
+    #[error("cannot handle signals")]
+    Signals(#[source] std::io::Error),
+    #[error("cannot read /proc/self/cgroup")]
+    Cgroup(#[source] std::io::Error),
+}
+
+pub async fn run(args: &RunArgs) -> u8 {
+    match daemon(&args.config).await {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tracing::error!("{}", chain(&error));
+            if matches!(
+                error,
+                Error::Config(_) | Error::NoCgroups | Error::NoSuchCgroup { .. }
+            ) {
+                exit::USAGE
+            } else {
+                exit::FAILED
+            }
+        }
+    }
+}
+
+/// The parts that a reload touches.
+struct Daemon {
+    file: PathBuf,
+    mount: PathBuf,
+    agent: Agent,
+    redirect: Redirect,
+    workloads: Arc<Workloads>,
+    metrics: Metrics,
+    intercept: Intercept,
+    port: u16,
+}
+
+async fn daemon(file: &Path) -> Result<(), Error> {
+    let mut digest = digest_of(file);
+    let config = super::load(Some(file))?;
+    if config.intercept.cgroups.is_empty() {
+        return Err(Error::NoCgroups);
+    }
+    let mount = cgroup2_mount()?;
+    let enrolled = directories(&config.intercept, &mount)?;
+    let authority = Arc::new(Authority::load(&config.ca_dir)?);
+    let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+
+    let mut redirect = Redirect::load(Path::new(PIN_ROOT), Path::new(RUN_DIR), INSTANCE)?;
+    if let Some(log) = redirect.kernel_log() {
+        tokio::spawn(log.run());
+    }
+    let handles = Arc::new(redirect.handles());
+    let metrics = Metrics::new();
+    let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
+    let (intercept, port) = (config.intercept.clone(), config.port);
+    let ready = Arc::new(AtomicBool::new(false));
+    if let Some(address) = config.metrics {
+        let counters = handles.clone();
+        let more = Arc::new(move || counters.counters());
+        Admin {
+            metrics: metrics.clone(),
+            ready: ready.clone(),
+            more,
+        }
+        .serve(address)
+        .await?;
+    }
+    let wiring = Wiring {
+        origins: handles.clone(),
+        own: handles,
+        workloads: workloads.clone(),
+        authority,
+        metrics: metrics.clone(),
+        listen_v4: (LISTEN_V4, port).into(),
+        listen_v6: listen_v6(port),
+    };
+    let agent = Agent::start(config, wiring).await?;
+    let mut daemon = Daemon {
+        file: file.to_owned(),
+        mount,
+        agent,
+        redirect,
+        workloads,
+        metrics,
+        intercept,
+        port,
+    };
+    daemon.apply(&enrolled)?;
+    ready.store(true, Ordering::Relaxed);
+    tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
+
+    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let mut look = tokio::time::interval(RELOAD);
+    loop {
+        tokio::select! {
+            _ = heartbeat.tick() => daemon.beat(),
+            _ = look.tick() => {
+                let now = digest_of(file);
+                // A file that cannot be read just now is being replaced: look again.
+                if now.is_some() && now != digest {
+                    digest = now;
+                    daemon.reload();
+                }
+            }
+            _ = hangup.recv() => {
+                digest = digest_of(file);
+                daemon.reload();
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tracing::info!(
+        "stopping; enrolled workloads stay refused until an agent runs again, or `tv-agent cleanup`"
+    );
+    ready.store(false, Ordering::Relaxed);
+    daemon.agent.stop().await;
+    // The links stay pinned: a workload must never get past a stopped agent with the wrong token.
+    Ok(())
+}
+
+impl Daemon {
+    /// Brings the kernel half in line with the configuration, coverage first.
+    fn apply(&mut self, enrolled: &[PathBuf]) -> Result<(), Error> {
+        let belt = self.agent_cgroup(enrolled)?;
+        self.redirect
+            .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
+        self.redirect.heartbeat()?;
+        let attached = self.redirect.attached();
+        for directory in enrolled.iter().filter(|d| !attached.contains(d)) {
+            self.redirect.attach(directory)?;
+        }
+        for directory in attached.iter().filter(|d| !enrolled.contains(d)) {
+            self.redirect.detach(directory)?;
+        }
+        // What an agent before this one left for other cgroups, now that all of ours are covered.
+        self.redirect.retire_stale()?;
+        self.workloads.set_roots(enrolled.to_vec());
+        Ok(())
+    }
+
+    /// Id of the agent's own cgroup, when that lies below an enrolled one: the sockets that libraries open
+    /// carry no flag, and must get past the kernel half.
+    fn agent_cgroup(&self, enrolled: &[PathBuf]) -> Result<Option<u64>, Error> {
+        let own = own_cgroup(&self.mount).map_err(Error::Cgroup)?;
+        if enrolled.contains(&own) {
+            return Err(Error::OwnCgroup {
+                path: own.display().to_string(),
+            });
+        }
+        if enrolled.iter().any(|directory| own.starts_with(directory)) {
+            return redirect::cgroup_id(&own).map(Some).map_err(Error::Cgroup);
+        }
+        Ok(None)
+    }
+
+    fn beat(&mut self) {
+        let told = self
+            .redirect
+            .heartbeat()
+            .and_then(|()| self.redirect.set_v6_routable(v6_routable()));
+        if let Err(error) = told {
+            tracing::error!(
+                "the kernel half cannot be told that the agent lives: {}",
+                chain(&error)
+            );
+        }
+        self.agent.sweep();
+    }
+
+    /// Takes the file's new contents whole, or keeps the old configuration.
+    fn reload(&mut self) {
+        let result = match self.try_reload() {
+            Ok(()) => {
+                tracing::info!("configuration reloaded");
+                "ok"
+            }
+            Err(error) => {
+                tracing::error!(
+                    "the new configuration is refused, the old one stays: {}",
+                    chain(&error)
+                );
+                "refused"
+            }
+        };
+        self.metrics
+            .config_reloads
+            .get_or_create(&ResultLabels { result })
+            .inc();
+    }
+
+    fn try_reload(&mut self) -> Result<(), Error> {
+        let config = super::load(Some(&self.file))?;
+        if config.intercept.cgroups.is_empty() {
+            return Err(Error::NoCgroups);
+        }
+        let enrolled = directories(&config.intercept, &self.mount)?;
+        self.agent_cgroup(&enrolled)?;
+        if config.port != self.port {
+            tracing::warn!("listen.port takes effect when the agent is restarted");
+        }
+        let intercept = config.intercept.clone();
+        self.agent.reload(config)?;
+        self.intercept = intercept;
+        self.apply(&enrolled)
+    }
+}
+
+fn directories(intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
+    let directory = |path: &String| {
+        let directory = mount.join(path.trim_start_matches('/'));
+        if directory.is_dir() {
+            Ok(directory)
+        } else {
+            Err(Error::NoSuchCgroup {
+                path: path.clone(),
+                mount: mount.to_owned(),
+            })
+        }
+    };
+    intercept.cgroups.iter().map(directory).collect()
+}
+
+fn digest_of(file: &Path) -> Option<[u8; 32]> {
+    std::fs::read(file).ok().map(|bytes| Sha256::digest(bytes).into())
+}
+
+/// Exposed for `check`: whether every enrolled cgroup is there.
+pub fn missing_cgroups(config: &Config, mount: &Path) -> Vec<String> {
+    let gone = |path: &&String| !mount.join(path.trim_start_matches('/')).is_dir();
+    config.intercept.cgroups.iter().filter(gone).cloned().collect()
+}
