@@ -137,6 +137,17 @@ async fn a_caller_that_goes_away_does_not_cancel_the_exchange() {
 }
 
 #[tokio::test]
+async fn who_boards_just_after_a_landing_gets_its_result() {
+    let fake = Fake::always(Answer::token("provider", 3600)).await;
+    let ((tokens, _), vault, subject) = (tokens(), fake.vault(), subject("s"));
+    tokens.obtain(grant(&vault, &subject)).await.unwrap();
+    // This caller looked into the cache before that exchange ended, and boards after it.
+    let grant = grant(&vault, &subject);
+    let (_, source) = tokens.0.board(&grant, Key::of(&grant)).await.ok().unwrap();
+    assert_eq!((source, fake.count()), (Source::Cache, 1));
+}
+
+#[tokio::test]
 async fn every_waiter_of_a_failure_gets_it() {
     let failing = Answer::refusal(400, "invalid_grant", "dead").after(Duration::from_millis(100));
     let fake = Fake::always(failing).await;

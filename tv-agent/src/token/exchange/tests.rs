@@ -96,6 +96,15 @@ async fn a_long_or_endless_answer_is_an_error_and_not_memory() {
         matches!(kind, ErrorKind::InvalidResponse(Malformed::NotJson)),
         "{kind}"
     );
+    let fake = Fake::speaking(&["http/1.1"], |_, _| {
+        Answer::new(200, "").body(Body::Long(10 << 20))
+    })
+    .await;
+    let kind = call(&fake.vault(), None).await.err().unwrap();
+    assert!(
+        matches!(kind, ErrorKind::InvalidResponse(Malformed::TooLarge)),
+        "{kind}"
+    );
     let (kind, _) = failure(Answer::new(200, "").body(Body::Endless), SOON).await;
     assert!(matches!(kind, ErrorKind::Timeout(SOON)), "{kind}");
 }
@@ -140,15 +149,19 @@ fn unreachable(endpoint: &str, root: CertificateDer<'static>) -> Vault {
 
 #[tokio::test]
 async fn a_cut_connection_is_tried_once_more() {
-    let (kind, calls) = failure(Answer::new(200, "").body(Body::Cut), limits::TOKEN_TIME).await;
-    assert!(matches!(kind, ErrorKind::Broken(_)), "{kind}");
-    assert_eq!(calls, 2);
-    let fake = Fake::start(|n, _| match n {
-        0 => Answer::new(200, "").body(Body::Cut),
-        _ => Answer::token("provider", 3600),
-    })
-    .await;
-    assert!(call(&fake.vault(), None).await.is_ok());
+    for alpn in [&["h2"][..], &["http/1.1"], &[]] {
+        let cut = |_, _: &_| Answer::new(200, "").body(Body::Cut);
+        let fake = Fake::speaking(alpn, cut).await;
+        let kind = call(&fake.vault(), None).await.err().unwrap();
+        assert!(matches!(kind, ErrorKind::Broken(_)), "{alpn:?}: {kind}");
+        assert_eq!(fake.count(), 2, "{alpn:?}");
+        let fake = Fake::speaking(alpn, |n, _| match n {
+            0 => Answer::new(200, "").body(Body::Cut),
+            _ => Answer::token("provider", 3600),
+        })
+        .await;
+        assert!(call(&fake.vault(), None).await.is_ok(), "{alpn:?}");
+    }
 }
 
 #[tokio::test]

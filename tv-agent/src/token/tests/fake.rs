@@ -132,6 +132,14 @@ impl Drop for Fake {
 impl Fake {
     /// Answers call number n (from 0) with `script(n, call)`.
     pub async fn start(script: impl Fn(usize, &Call) -> Answer + Send + Sync + 'static) -> Self {
+        Self::speaking(&["h2", "http/1.1"], script).await
+    }
+
+    /// As [`Fake::start`], with these application protocols on offer.
+    pub async fn speaking(
+        alpn: &[&str],
+        script: impl Fn(usize, &Call) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let cert = rcgen::CertificateParams::new(vec!["127.0.0.1".into()])
             .unwrap()
@@ -146,7 +154,7 @@ impl Fake {
             .with_no_client_auth()
             .with_single_cert(vec![root.clone()], key)
             .unwrap();
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        tls.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
