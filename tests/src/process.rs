@@ -1,7 +1,9 @@
 //! Running a command to its end: bounded in time, stopped when asked, never left behind.
 
+use std::fs;
 use std::io::{self, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, sleep};
@@ -64,6 +66,7 @@ pub fn interrupted() -> bool {
 /// A process with a group of its own; dropped, the whole group is asked to end, then killed.
 pub struct Running {
     child: Child,
+    sweep: bool,
     stdout: Option<JoinHandle<String>>,
     stderr: Option<JoinHandle<String>>,
 }
@@ -88,6 +91,7 @@ pub fn start(command: &mut Command) -> io::Result<Running> {
     let stderr = child.stderr.take().map(collect);
     Ok(Running {
         child,
+        sweep: false,
         stdout,
         stderr,
     })
@@ -102,6 +106,14 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
 }
 
 impl Running {
+    /// Removes the cgroups that the group's processes were in, should it have to be ended: for `tv-agent exec`,
+    /// which makes one and cannot remove it when it is killed.
+    #[must_use]
+    pub fn sweeping(mut self) -> Self {
+        self.sweep = true;
+        self
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).expect("a pid fits"))
     }
@@ -141,12 +153,19 @@ impl Running {
 
     /// Asks the whole group to end (SIGTERM), kills it after a grace period, and gives what was said.
     pub fn end(&mut self) -> Finished {
+        let cgroups = if self.sweep {
+            foreign_cgroups(self.pid())
+        } else {
+            Vec::new()
+        };
         let _ = killpg(self.pid(), Signal::SIGTERM);
         let until = Instant::now() + GRACE;
         while self.ended().is_none() && Instant::now() < until {
             sleep(POLL);
         }
-        self.kill()
+        let finished = self.kill();
+        cgroups.iter().for_each(|directory| remove(directory));
+        finished
     }
 
     /// SIGKILL to the whole group.
@@ -192,6 +211,48 @@ fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     })
 }
 
+/// The cgroup v2 directories of a process group's members, save the one that this process is in.
+fn foreign_cgroups(group: Pid) -> Vec<PathBuf> {
+    let Ok(mount) = tv_agent::redirect::cgroup2_mount() else {
+        return Vec::new();
+    };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let own = cgroup(Path::new("/proc/self"));
+    let of_group = |process: &PathBuf| {
+        // proc_pid_stat(5): the name in parentheses may hold anything; state, ppid and pgrp come after it.
+        let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
+        after.split(' ').nth(2) == Some(group.to_string().as_str())
+    };
+    let members = processes.flatten().map(|entry| entry.path()).filter(of_group);
+    let mut found: Vec<_> = members.filter_map(|process| cgroup(&process)).collect();
+    found.sort();
+    found.dedup();
+    found.retain(|path| Some(path) != own.as_ref());
+    found
+        .iter()
+        .map(|path| mount.join(path.trim_start_matches('/')))
+        .collect()
+}
+
+fn cgroup(process: &Path) -> Option<String> {
+    let lines = fs::read_to_string(process.join("cgroup")).ok()?;
+    lines
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .map(str::to_owned)
+}
+
+/// Removes a cgroup once its last process is gone; one that others use stays.
+fn remove(cgroup: &Path) {
+    let until = Instant::now() + GRACE;
+    while cgroup.exists() && fs::remove_dir(cgroup).is_err() && Instant::now() < until {
+        sleep(POLL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,5 +290,25 @@ mod tests {
             sleep(POLL);
         }
         assert!(gone(), "{:?}", Pid::from_raw(pid));
+    }
+
+    #[test]
+    fn a_cgroup_is_swept_when_its_maker_is_killed() {
+        if !crate::sandbox::available_or_skip() {
+            return;
+        }
+        let mount = tv_agent::redirect::cgroup2_mount().unwrap();
+        let directory = mount.join(format!("tv-test-{}-sweep", std::process::id()));
+        let path = directory.display();
+        let script =
+            format!("mkdir {path} && echo $$ >{path}/cgroup.procs && trap '' TERM; sleep 600 & wait; wait");
+        let mut running = start(&mut sh(&script)).unwrap().sweeping();
+        let until = Instant::now() + GRACE;
+        while foreign_cgroups(running.pid()).is_empty() && Instant::now() < until {
+            sleep(POLL);
+        }
+        assert!(foreign_cgroups(running.pid()).contains(&directory));
+        running.end();
+        assert!(!directory.exists());
     }
 }

@@ -9,7 +9,7 @@ mod daemon;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -268,7 +268,9 @@ impl World {
             .arg(config)
             .arg("--")
             .args(client);
-        process::run(&mut command, CLIENT_TIME)
+        process::start(command.stdin(Stdio::null()))?
+            .sweeping()
+            .finish(CLIENT_TIME)
     }
 
     /// Calls that no fake expected, each with the fake's name; they no longer count as failures.
