@@ -237,3 +237,17 @@ fn the_built_in_table_covers_the_plugins() {
         assert_eq!(&*routes.find(&host, &caller).unwrap().connection, connection);
     }
 }
+
+#[test]
+fn the_example_is_a_good_configuration_and_says_the_defaults() {
+    let text = include_str!("../../../deploy/tv-agent.example.yaml");
+    let set = |_: &str| Some("x".to_owned());
+    let config = Config::parse(text, Path::new("example"), &set).unwrap_or_else(|e| panic!("{e}"));
+    let default = Intercept::default();
+    let cgroups = config.intercept.cgroups.clone();
+    assert_eq!(config.intercept, Intercept { cgroups, ..default });
+    assert_eq!(config.port, DEFAULT_PORT);
+    assert_eq!(config.metrics, Some(default_metrics()));
+    assert_eq!(config.ca_dir, default_ca_dir());
+    assert_eq!(config.routes.len(), 3);
+}
