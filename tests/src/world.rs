@@ -1,7 +1,7 @@
 //! A small internet around one agent: names, Auth0, GitHub, Google and a host that no route names.
 //!
-//! The e2e tests and the demo share it. It lives in the namespaces of the thread that makes it; the agent binary
-//! and the clients are started from that thread.
+//! The e2e tests and the demo share it. It lives in the namespaces of the thread that makes it; the agent
+//! binary and the clients are started from that thread.
 
 mod answer;
 mod config;
@@ -339,7 +339,8 @@ pub fn agent_binary() -> Result<PathBuf, String> {
     }
 }
 
-/// A token of the form that Auth0 gives for a custom API: a JWT, valid for an hour, its signature random bytes.
+/// A token of the form that Auth0 gives for a custom API: a JWT, valid for an hour, its signature random
+/// bytes.
 pub fn subject_token(user: &str) -> String {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());

@@ -1,6 +1,7 @@
 //! An Auth0 tenant as Token Vault callers see it: `POST /oauth/token` with the federated-connection grant.
 //!
-//! Wire format and error codes: auth0.com/docs, "Get a token from Token Vault", and what public clients observe.
+//! Wire format and error codes: auth0.com/docs, "Get a token from Token Vault", and what public clients
+//! observe.
 
 mod form;
 mod reply;
