@@ -142,7 +142,8 @@ fn status_head_redirect_and_broken_bodies() {
             "data: 0\n\ndata: 1\n\ndata: 2\n\n"
         );
     }
-    // Over HTTP/1.1 only: curl 7.88 drops an answer that comes with RST_STREAM(NO_ERROR) (RFC 9113 section 8.1).
+    // Over HTTP/1.1 only: curl 7.88 drops an answer that comes with RST_STREAM(NO_ERROR) (RFC 9113
+    // section 8.1).
     let early = ["--http1.1", "--data", "x", "--header", "expect: 100-continue"];
     assert_eq!(curl.get("/reject-body", &early).0, 413);
 }

@@ -1,4 +1,5 @@
-//! The demo: real clients under `tv-agent exec` against a small internet, each claim verified before it is printed.
+//! The demo: real clients under `tv-agent exec` against a small internet, each claim verified before it
+//! is printed.
 
 mod chapters;
 mod clients;

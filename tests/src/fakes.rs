@@ -1,7 +1,8 @@
 //! Stand-ins for the outside world: real sockets, real TLS, real DNS, deny by default.
 //!
-//! Each fake remembers what it received. A call that it does not know is answered with status 599, remembered,
-//! and makes the fake panic when it is dropped, naming the call; [`Unexpected::take`] is for tests that provoke one.
+//! Each fake remembers what it received. A call that it does not know is answered with status 599,
+//! remembered, and makes the fake panic when it is dropped, naming the call; [`Unexpected::take`] is for
+//! tests that provoke one.
 //! Every fake runs on threads made by the thread that starts it, so it lives in that thread's namespaces.
 
 pub mod auth0;

@@ -1,4 +1,5 @@
-//! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups, clients.
+//! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups,
+//! clients.
 
 pub mod cgroup;
 pub mod demo;

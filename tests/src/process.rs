@@ -106,8 +106,8 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
 }
 
 impl Running {
-    /// Removes the cgroups that the group's processes were in, should it have to be ended: for `tv-agent exec`,
-    /// which makes one and cannot remove it when it is killed.
+    /// Removes the cgroups that the group's processes were in, should it have to be ended: for
+    /// `tv-agent exec`, which makes one and cannot remove it when it is killed.
     #[must_use]
     pub fn sweeping(mut self) -> Self {
         self.sweep = true;

@@ -1,8 +1,9 @@
 //! A small internet around one agent: names, Auth0, GitHub, Google and a host that no route names.
 //!
-//! The e2e tests and the demo share it. It lives in the namespaces of the thread that makes it; the agent binary
-//! and the clients are started from that thread.
+//! The e2e tests and the demo share it. It lives in the namespaces of the thread that makes it; the agent
+//! binary and the clients are started from that thread.
 
+mod answer;
 mod config;
 mod daemon;
 
@@ -21,9 +22,10 @@ use tempfile::TempDir;
 use crate::fakes::auth0::Auth0;
 use crate::fakes::dns::Dns;
 use crate::fakes::origin::{Origin, Setup, Site, git};
-use crate::fakes::pki::Pki;
+use crate::fakes::pki::{Identity, Pki};
 use crate::process::{self, Finished};
 use crate::sandbox::{self, Sandbox};
+pub use answer::Answer;
 pub use config::to_yaml;
 pub use daemon::Daemon;
 
@@ -46,6 +48,8 @@ const AUTH0_AT: u8 = 10;
 const GITHUB_AT: u8 = 20;
 const GOOGLE_AT: u8 = 30;
 const UNROUTED_AT: u8 = 40;
+/// For [`World::origin`].
+const SPARE_AT: std::ops::RangeInclusive<u8> = 50..=55;
 
 /// Everything around the agent. Dropped, it is gone, and complains about calls that nobody expected.
 pub struct World {
@@ -92,8 +96,10 @@ impl World {
     /// # Errors
     /// When a file cannot be written or an address not be bound.
     pub fn enter(agent: &Path) -> io::Result<Self> {
-        let hosts = [AUTH0_AT, GITHUB_AT, GOOGLE_AT, UNROUTED_AT];
-        let sandbox = sandbox::enter(&hosts.iter().flat_map(|&at| addresses(at)).collect::<Vec<_>>());
+        let hosts = [AUTH0_AT, GITHUB_AT, GOOGLE_AT, UNROUTED_AT]
+            .into_iter()
+            .chain(SPARE_AT);
+        let sandbox = sandbox::enter(&hosts.flat_map(addresses).collect::<Vec<_>>());
         sandbox.bind_file(
             "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n",
             "/etc/resolv.conf",
@@ -175,6 +181,21 @@ impl World {
     pub fn connect_google(&self, user: &str, token: &str, account: &str) {
         self.auth0.connect(user, "google-oauth2", token, 3600);
         self.google.accept(token, account);
+    }
+
+    /// One more host with one name, at the `nth` of six spare addresses.
+    ///
+    /// # Errors
+    /// When the address is taken.
+    pub fn origin(&self, nth: u8, name: &str, identity: &Identity, alpn: &[&str]) -> io::Result<Origin> {
+        let at = SPARE_AT.start() + nth;
+        self.dns.set(name, &addresses(at));
+        Origin::start(&Setup {
+            site: Site::Plain,
+            addrs: &sockets(at),
+            identity,
+            alpn,
+        })
     }
 
     /// A directory that vanishes with the world.
@@ -318,7 +339,8 @@ pub fn agent_binary() -> Result<PathBuf, String> {
     }
 }
 
-/// A token of the form that Auth0 gives for a custom API: a JWT, valid for an hour, its signature random bytes.
+/// A token of the form that Auth0 gives for a custom API: a JWT, valid for an hour, its signature random
+/// bytes.
 pub fn subject_token(user: &str) -> String {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());

@@ -4,7 +4,7 @@ use super::chapters::{GITHUB_TOKEN, alice, exchanged, json};
 use super::story::Story;
 use super::{Held, NotHeld, ensure};
 use crate::fakes::auth0::Mode;
-use crate::world::{GITHUB_API, World};
+use crate::world::{Answer, GITHUB_API, World};
 
 pub(super) fn vault_refuses(world: &World, story: &mut Story) -> Held {
     let bob = world.user("bob");
@@ -15,7 +15,7 @@ pub(super) fn vault_refuses(world: &World, story: &mut Story) -> Held {
     story.seen("curl", &format!("{} {}", answer.status, answer.body));
     let body = json(&answer.body)?;
     ensure(
-        answer.status == "401" && body["error"] == "connection_required",
+        answer.status == 401 && body["error"] == "connection_required",
         "connection_required",
         &answer.body,
     )?;
@@ -25,12 +25,14 @@ pub(super) fn vault_refuses(world: &World, story: &mut Story) -> Held {
         &answer.body,
     )?;
     ensure(
-        answer.has("proxy-status: tv-agent"),
+        answer
+            .header("proxy-status")
+            .is_some_and(|v| v.starts_with("tv-agent")),
         "Proxy-Status of tv-agent",
         &answer.head,
     )?;
     ensure(
-        answer.has("www-authenticate:"),
+        answer.header("www-authenticate").is_some(),
         "a WWW-Authenticate challenge",
         &answer.head,
     )?;
@@ -43,7 +45,7 @@ pub(super) fn vault_refuses(world: &World, story: &mut Story) -> Held {
     let answer = answer?;
     story.seen("curl", &format!("{} {}", answer.status, answer.body));
     ensure(
-        answer.status == "503" && answer.has("retry-after:"),
+        answer.status == 503 && answer.header("retry-after").is_some(),
         "503 with Retry-After",
         &answer.head,
     )?;
@@ -103,19 +105,6 @@ pub(super) fn agent_dies(world: &World, story: &mut Story) -> Held {
     Ok(())
 }
 
-struct Answer {
-    status: String,
-    /// Status line and headers, in lower case.
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn has(&self, header: &str) -> bool {
-        self.head.lines().any(|line| line.starts_with(header))
-    }
-}
-
 fn ask(world: &World, story: &Story, user: &str) -> Result<Answer, NotHeld> {
     let header = format!("Authorization: Bearer {user}");
     let url = format!("https://{GITHUB_API}/user");
@@ -131,11 +120,8 @@ fn ask(world: &World, story: &Story, user: &str) -> Result<Answer, NotHeld> {
         &url,
     ];
     let finished = world.exec(&client)?;
-    let (head, body) = finished.stdout.split_once("\r\n\r\n").unwrap_or_default();
-    ensure(!head.is_empty(), "an answer", story.said(&finished))?;
-    Ok(Answer {
-        status: head.split(' ').nth(1).unwrap_or_default().to_owned(),
-        head: head.to_ascii_lowercase(),
-        body: body.to_owned(),
+    Answer::parse(&finished).ok_or_else(|| NotHeld::Seen {
+        expected: "an answer".to_owned(),
+        seen: story.said(&finished),
     })
 }

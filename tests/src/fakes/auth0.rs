@@ -1,8 +1,10 @@
 //! An Auth0 tenant as Token Vault callers see it: `POST /oauth/token` with the federated-connection grant.
 //!
-//! Wire format and error codes: auth0.com/docs, "Get a token from Token Vault", and what public clients observe.
+//! Wire format and error codes: auth0.com/docs, "Get a token from Token Vault", and what public clients
+//! observe.
 
 mod form;
+mod reply;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -10,17 +12,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, channel::Channel};
+use http::{Request, Response, header};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::pki::Identity;
-use super::server::{self, Body, Conn, Connections, Handler, Server, full};
+use super::server::{self, Body, Conn, Connections, Handler, Server};
 use super::{UNEXPECTED_STATUS, Unexpected, lock};
 use form::Form;
 pub use form::{ClientAuth, Encoding};
+use reply::{endless, huge, json_response, refuse, text};
 
 /// The grant type of every Token Vault exchange.
 pub const GRANT: &str = "urn:auth0:params:oauth:grant-type:token-exchange:federated-connection-access-token";
@@ -81,7 +82,19 @@ pub struct Exchange {
 #[derive(Clone)]
 struct Grant {
     token: String,
+    /// Takes the token's place after one more exchange.
+    next: Option<String>,
     expires_in: u64,
+}
+
+impl Grant {
+    fn hand_out(&mut self) -> Self {
+        let given = self.clone();
+        if let Some(next) = self.next.take() {
+            self.token = next;
+        }
+        given
+    }
 }
 
 #[derive(Default)]
@@ -141,11 +154,25 @@ impl Auth0 {
     pub fn connect(&self, subject: &str, connection: &str, token: &str, expires_in: u64) {
         let grant = Grant {
             token: token.to_owned(),
+            next: None,
             expires_in,
         };
         let mut book = lock(&self.tenant.book);
         let user = book.subjects.entry(subject.to_owned()).or_default();
         user.insert(connection.to_owned(), grant);
+    }
+
+    /// The next exchange still gives what the vault holds; every later one gives `token`.
+    ///
+    /// # Panics
+    /// When the account is not connected.
+    pub fn rotate_next(&self, subject: &str, connection: &str, token: &str) {
+        let mut book = lock(&self.tenant.book);
+        let grant = book
+            .subjects
+            .get_mut(subject)
+            .and_then(|user| user.get_mut(connection));
+        grant.expect("the account is connected").next = Some(token.to_owned());
     }
 
     /// The user disconnects the account; the access token stays valid.
@@ -316,9 +343,9 @@ impl Tenant {
         }
         let subject = form.get("subject_token").unwrap_or_default();
         let connection = form.get("connection").unwrap_or_default();
-        let grant = match lock(&self.book).subjects.get(subject) {
+        let grant = match lock(&self.book).subjects.get_mut(subject) {
             None => return refuse(401, "invalid_grant", "Invalid or expired subject token."),
-            Some(user) => user.get(connection).cloned(),
+            Some(user) => user.get_mut(connection).map(Grant::hand_out),
         };
         let Some(grant) = grant else {
             return refuse(
@@ -342,52 +369,5 @@ impl Tenant {
 fn unexpected(tenant: &Tenant, call: String) -> Response<Body> {
     let response = text(UNEXPECTED_STATUS, "text/plain", &format!("unexpected: {call}\n"));
     tenant.unexpected.remember(call);
-    response
-}
-
-fn refuse(status: u16, error: &str, description: &str) -> Response<Body> {
-    json_response(
-        status,
-        &json!({ "error": error, "error_description": description }),
-    )
-}
-
-fn json_response(status: u16, body: &Value) -> Response<Body> {
-    let mut response = text(status, "application/json", &body.to_string());
-    let no_store = header::HeaderValue::from_static("no-store");
-    response.headers_mut().insert(header::CACHE_CONTROL, no_store);
-    response
-}
-
-fn text(status: u16, content_type: &'static str, body: &str) -> Response<Body> {
-    let mut response = Response::new(full(body.to_owned()));
-    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
-    let content_type = header::HeaderValue::from_static(content_type);
-    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
-    response
-}
-
-/// Valid JSON of `bytes` bytes, so that only the reader's own limit can object.
-fn huge(bytes: usize) -> Response<Body> {
-    let head = r#"{"access_token":"too-late","token_type":"Bearer","expires_in":3600,"padding":""#;
-    let padding = bytes.saturating_sub(head.len() + 2);
-    text(
-        200,
-        "application/json",
-        &format!("{head}{}\"}}", "x".repeat(padding)),
-    )
-}
-
-fn endless() -> Response<Body> {
-    let (mut sender, body) = Channel::<Bytes, server::BoxError>::new(1);
-    tokio::spawn(async move {
-        let piece = Bytes::from_static(&[b' '; 1024]);
-        while sender.send_data(piece.clone()).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    let mut response = Response::new(body.boxed_unsync());
-    let json = header::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
     response
 }

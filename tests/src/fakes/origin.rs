@@ -1,7 +1,7 @@
 //! A provider's HTTPS host: GitHub-like, Google-like or plain, with a log of everything it received.
 //!
-//! Every origin serves the paths of [`generic`] (echo, bytes, upload, status, WebSocket, gRPC…); a [`Site`] adds
-//! the provider's own. Anything else is unexpected.
+//! Every origin serves the paths of [`generic`] (echo, bytes, upload, status, WebSocket, gRPC…); a
+//! [`Site`] adds the provider's own. Anything else is unexpected.
 
 mod generic;
 pub mod git;
@@ -154,6 +154,7 @@ async fn answer(state: Arc<State>, conn: Conn, request: Request<Incoming>) -> Re
             request.method(),
             request.uri()
         );
+        generic::drain_briefly(request.into_body()).await;
         unexpected(&state, call)
     } else {
         route(&state, request).await
@@ -184,7 +185,11 @@ async fn route(state: &Arc<State>, request: Request<Recording>) -> Response<Body
     }
     match generic::Endpoint::find(request.method(), &path) {
         Some(endpoint) => generic::answer(endpoint, request).await,
-        None => unexpected(state, format!("{} {path}", request.method())),
+        None => {
+            let call = format!("{} {path}", request.method());
+            generic::drain_briefly(request.into_body()).await;
+            unexpected(state, call)
+        }
     }
 }
 

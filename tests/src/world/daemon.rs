@@ -25,7 +25,8 @@ pub struct Daemon<'w> {
 }
 
 impl World {
-    /// Makes the agent's CA if there is none and starts the agent with `config`, whose `intercept.cgroups` is set to one fresh cgroup.
+    /// Makes the agent's CA if there is none and starts the agent with `config`, whose
+    /// `intercept.cgroups` is set to one fresh cgroup.
     ///
     /// # Errors
     /// When it ends or does not answer at its metrics address; the error holds what it said.
