@@ -63,7 +63,9 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
         challenge(headers, refusal, asked.git);
     }
     if let Some(after) = refusal.retry_after {
-        headers.insert(RETRY_AFTER, after.as_secs().max(1).into());
+        // Whole seconds, and never too early.
+        let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+        headers.insert(RETRY_AFTER, seconds.max(1).into());
     }
     response
 }

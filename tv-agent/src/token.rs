@@ -284,10 +284,7 @@ impl Tokens {
     ///
     /// A provider that goes on refusing does not make every request an exchange: per key, ten seconds pass.
     pub fn reject(&self, obtained: &Obtained) -> bool {
-        let again = self
-            .0
-            .store
-            .reject(obtained.key, &obtained.digest, obtained.source == Source::Cache);
+        let again = self.0.store.reject(obtained.key, &obtained.digest);
         if again {
             self.0.metrics.cache_event("evicted");
         }

@@ -219,16 +219,16 @@ impl Store {
 
     /// A provider refused the token with `digest`. True if asking again may give another one.
     ///
-    /// `cached`: it came from the cache. One that has just been exchanged is not worth a second exchange.
-    pub fn reject(&self, key: Key, digest: &[u8; 32], cached: bool) -> bool {
+    /// The first refusal in [`REJECTION`] throws the token out; later ones are believed.
+    pub fn reject(&self, key: Key, digest: &[u8; 32]) -> bool {
         match self.rejected.get(&key) {
             None => {
                 self.rejected.insert(key, *digest);
                 self.evict(key, digest);
-                cached
+                true
             }
             // Somebody else has thrown out the same token; another one may be there by now.
-            Some(last) if cached && last == *digest => {
+            Some(last) if last == *digest => {
                 !matches!(self.get(&key), Some(Entry::Good(good)) if good.digest == *digest)
             }
             Some(_) => false,
