@@ -15,9 +15,7 @@ use tv_ebpf::abi::{FLAG_BLOCK_QUIC, FLAG_OPEN, FLAG_V6_ROUTABLE, MAPPED_WORD, ma
 use tv_ebpf::verdict::{Facts, Family};
 use tv_ebpf::{Reason, Settings};
 
-use crate::maps::{
-    TV_BYPASS, TV_DEADLINE, TV_HAS_SET_RETVAL, TV_OWN, TV_PORTS, TV_SETTINGS, count, storage,
-};
+use crate::maps::{TV_BYPASS, TV_DEADLINE, TV_HAS_SET_RETVAL, TV_OWN, TV_PORTS, TV_SETTINGS, count, storage};
 
 /// Return values of cgroup programs.
 pub const ALLOW: i32 = 1;
@@ -106,7 +104,13 @@ impl Facts for Attempt<'_> {
     #[inline(always)]
     fn bypassed(&self) -> bool {
         // Key is packed, which would cost sixteen byte stores; the same bytes, aligned, cost five words.
-        let key = [128, self.destination[0], self.destination[1], self.destination[2], self.destination[3]];
+        let key = [
+            128,
+            self.destination[0],
+            self.destination[1],
+            self.destination[2],
+            self.destination[3],
+        ];
         // SAFETY: Key<[u32; 4]> is twenty bytes without padding: the prefix length, then the data.
         let key = unsafe { &*key.as_ptr().cast::<Key<[u32; 4]>>() };
         TV_BYPASS.get(key).is_some_and(|bypassed| *bypassed != 0)
@@ -142,9 +146,17 @@ impl Facts for Attempt<'_> {
                 sport: 0,
                 dport: settings.port_v6.to_be(),
             };
-            listens(self.ctx, bpf_sock_tuple__bindgen_ty_1 { ipv6 }, size_of_val(&ipv6))
+            listens(
+                self.ctx,
+                bpf_sock_tuple__bindgen_ty_1 { ipv6 },
+                size_of_val(&ipv6),
+            )
         } else {
-            listens(self.ctx, bpf_sock_tuple__bindgen_ty_1 { ipv4: source }, size_of_val(&source))
+            listens(
+                self.ctx,
+                bpf_sock_tuple__bindgen_ty_1 { ipv4: source },
+                size_of_val(&source),
+            )
         }
     }
 
@@ -182,7 +194,9 @@ pub fn refuse(reason: Reason) -> i32 {
 /// True when a socket of the agent listens there, in the network namespace of the calling socket.
 #[inline(always)]
 fn listens(ctx: &SockAddrContext, addresses: bpf_sock_tuple__bindgen_ty_1, size: usize) -> bool {
-    let mut tuple = bpf_sock_tuple { __bindgen_anon_1: addresses };
+    let mut tuple = bpf_sock_tuple {
+        __bindgen_anon_1: addresses,
+    };
     // SAFETY: the tuple lives across the call and `size` bytes of it are set; the reference is released on
     // every path, before which nothing of the socket is kept.
     unsafe {
@@ -191,8 +205,8 @@ fn listens(ctx: &SockAddrContext, addresses: bpf_sock_tuple__bindgen_ty_1, size:
         if listener.is_null() {
             return false;
         }
-        let alive = read_volatile(addr_of!((*listener).state)) == LISTEN
-            && !storage(&TV_OWN, listener, 0).is_null();
+        let alive =
+            read_volatile(addr_of!((*listener).state)) == LISTEN && !storage(&TV_OWN, listener, 0).is_null();
         bpf_sk_release(listener.cast());
         alive
     }

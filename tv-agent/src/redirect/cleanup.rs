@@ -85,7 +85,11 @@ fn instances(pin_root: &Path, run_dir: &Path) -> Result<BTreeSet<String>, Error>
     }
     for version in list(pin_root)? {
         let directories = list(&version)?;
-        names.extend(directories.iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())));
+        names.extend(
+            directories
+                .iter()
+                .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())),
+        );
     }
     Ok(names)
 }

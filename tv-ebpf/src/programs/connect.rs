@@ -38,7 +38,10 @@ fn connect(attempt: Option<Attempt<'_>>) -> i32 {
         }
         Verdict::Refuse(reason) => {
             forget(&attempt);
-            debug!(attempt.ctx, "port {}: refused for reason {}", attempt.port, reason as u32);
+            debug!(
+                attempt.ctx,
+                "port {}: refused for reason {}", attempt.port, reason as u32
+            );
             refuse(reason)
         }
         Verdict::Redirect if record(&attempt) => {
@@ -47,7 +50,10 @@ fn connect(attempt: Option<Attempt<'_>>) -> i32 {
             ALLOW
         }
         Verdict::Redirect => {
-            warn!(attempt.ctx, "port {}: no memory to remember the origin", attempt.port);
+            warn!(
+                attempt.ctx,
+                "port {}: no memory to remember the origin", attempt.port
+            );
             refuse(Reason::RecordFailed)
         }
     }
