@@ -4,6 +4,8 @@
 pub mod cgroup;
 pub mod demo;
 pub mod fakes;
+pub mod probe;
 pub mod process;
 pub mod sandbox;
+pub mod sys;
 pub mod world;

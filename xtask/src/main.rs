@@ -1,27 +1,83 @@
-//! Tasks of the project.
+//! The project's own tasks: `cargo xtask COMMAND`. Dispatch only; one file per command.
 
+mod build;
+mod ci;
 mod demo;
+mod process;
+mod recipe;
+mod setup;
+mod test;
 
-use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-fn main() -> ExitCode {
-    let task = std::env::args().nth(1);
-    let error = match task.as_deref() {
-        Some("demo") => match demo::run() {
-            Ok(never) => match never {},
-            Err(error) => error,
-        },
-        _ => {
-            eprintln!("usage: cargo xtask demo");
-            return ExitCode::from(2);
-        }
-    };
-    eprintln!("{error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        eprintln!("  because: {cause}");
-        source = cause.source();
+/// What a command came to.
+pub type Outcome = Result<(), Failed>;
+
+/// Why a command failed: what happened, and what to do.
+#[derive(Debug)]
+pub struct Failed(pub String);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
-    ExitCode::FAILURE
+}
+
+type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
+
+const COMMANDS: &[Command] = &[
+    ("setup", "install what the kernel half's build needs", setup::run),
+    (
+        "build",
+        "[--release] build the kernel half, then the agent",
+        build::run,
+    ),
+    (
+        "demo",
+        "build, then play the whole path with real clients",
+        demo::run,
+    ),
+    (
+        "test",
+        "[LAYER…] host, fakes, flow, kernel and e2e tests",
+        test::run,
+    ),
+    (
+        "ci",
+        "fmt, clippy, deny, test, demo: all that has to hold",
+        ci::run,
+    ),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let command = arguments.first().map(String::as_str).unwrap_or_default();
+    let Some((name, _, run)) = COMMANDS.iter().find(|(name, ..)| *name == command) else {
+        eprintln!("usage: cargo xtask COMMAND\n");
+        for (name, help, _) in COMMANDS {
+            eprintln!("  {name:<8} {help}");
+        }
+        return ExitCode::from(2);
+    };
+    match run(&arguments[1..]) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            eprintln!("xtask {name}: {failed}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace's root.
+fn root() -> PathBuf {
+    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    root.pop();
+    root
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |path| root().join(path))
 }

@@ -52,18 +52,20 @@ fn hand_over(ctx: &SockOpsContext) {
 }
 
 /// A v4-mapped socket reports AF_INET6 with a v4-mapped address; the accepted side is AF_INET.
+///
+/// All words are read before the family is looked at. Read in the two branches, LLVM merges the last load of
+/// each into one with a chosen offset, volatile or not: "dereference of modified ctx ptr" (rustc 1.96, LLVM 22).
 #[inline(always)]
 fn local_address(ctx: &SockOpsContext) -> [u32; 4] {
-    if word(ctx, offset_of!(bpf_sock_ops, family)) == AF_INET6 {
-        [
-            word(ctx, offset_of!(bpf_sock_ops, local_ip6)),
-            word(ctx, offset_of!(bpf_sock_ops, local_ip6) + 4),
-            word(ctx, offset_of!(bpf_sock_ops, local_ip6) + 8),
-            word(ctx, offset_of!(bpf_sock_ops, local_ip6) + 12),
-        ]
-    } else {
-        mapped(word(ctx, offset_of!(bpf_sock_ops, local_ip4)))
-    }
+    let v4 = word(ctx, offset_of!(bpf_sock_ops, local_ip4));
+    let v6 = [
+        word(ctx, offset_of!(bpf_sock_ops, local_ip6)),
+        word(ctx, offset_of!(bpf_sock_ops, local_ip6) + 4),
+        word(ctx, offset_of!(bpf_sock_ops, local_ip6) + 8),
+        word(ctx, offset_of!(bpf_sock_ops, local_ip6) + 12),
+    ];
+    let family = word(ctx, offset_of!(bpf_sock_ops, family));
+    if family == AF_INET6 { v6 } else { mapped(v4) }
 }
 
 /// Volatile for the reason given at [`crate::attempt::word`].

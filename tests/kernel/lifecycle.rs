@@ -1,0 +1,183 @@
+//! Death, restart and cleanup of an instance: never a gap, never a leftover.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use nix::errno::Errno;
+use tv_agent::redirect::{Error, Redirect, cleanup};
+use tv_tests::cgroup::TestCgroup;
+
+use crate::world::{ORIGIN4, Origin, address, with_agent, with_world};
+
+#[test]
+fn a_dead_agents_workload_is_refused_until_cleanup() {
+    with_world("dead", |world| {
+        let origin = Origin::listen(ORIGIN4);
+        let mut workload = world.workload();
+        drop(world.agent());
+        assert_eq!(workload.tcp(ORIGIN4, ""), Err(Errno::ECONNREFUSED));
+        assert_eq!(origin.visitors(), 0);
+        let removed = cleanup(&world.pin_root(), world.run_dir()).unwrap();
+        assert_eq!(
+            removed.iter().filter(|r| r.what == "link").count(),
+            7,
+            "{removed:?}"
+        );
+        workload.tcp(ORIGIN4, "").unwrap();
+        assert_eq!(origin.visitors(), 1);
+        assert!(cleanup(&world.pin_root(), world.run_dir()).unwrap().is_empty());
+        assert!(!world.pin_root().exists());
+    });
+}
+
+#[test]
+fn cleanup_leaves_a_live_instance_alone() {
+    with_agent("live", |world, agent| {
+        assert_eq!(cleanup(&world.pin_root(), world.run_dir()).unwrap(), []);
+        world.workload().tcp(ORIGIN4, "").unwrap();
+        assert!(agent.accept().1.is_some());
+        let second = Redirect::load(&world.pin_root(), world.run_dir(), "test");
+        assert!(matches!(second, Err(Error::InstanceLive { .. })), "{second:?}");
+    });
+}
+
+#[test]
+fn release_leaves_nothing() {
+    with_world("release", |world| {
+        let agent = world.agent();
+        let origin = Origin::listen(ORIGIN4);
+        agent.redirect.release().unwrap();
+        assert!(!world.pin_root().exists());
+        assert_eq!(files_below(world.run_dir()), 0);
+        world.workload().tcp(ORIGIN4, "").unwrap();
+        assert_eq!(origin.visitors(), 1);
+    });
+}
+
+/// One workload connects without pause while agents die and start; the origin never sees it.
+#[test]
+fn a_restart_over_stale_pins_has_no_gap() {
+    with_world("restart", |world| {
+        const LIVES: usize = 5;
+        let origin = Origin::listen(ORIGIN4);
+        let (mut hammer, mut workload) = (world.workload(), world.workload());
+        drop(world.agent());
+        let done = AtomicBool::new(false);
+        let world = &*world;
+        let connects = thread::scope(|scope| {
+            let hammering = scope.spawn(|| {
+                let mut connects = 0;
+                while !done.load(Ordering::Relaxed) {
+                    match hammer.tcp(ORIGIN4, "") {
+                        Ok(_) | Err(Errno::ECONNREFUSED) => connects += 1,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+                connects
+            });
+            for _ in 0..LIVES {
+                let agent = world.agent();
+                assert_eq!(files_below(&world.pin_root()), 7, "the old pins were replaced");
+                // The hammer's connections come as well.
+                while agent.recorded().tgid != workload_connects(&mut workload) {}
+                drop(agent);
+            }
+            done.store(true, Ordering::Relaxed);
+            hammering.join().unwrap()
+        });
+        assert!(connects > 0);
+        assert_eq!(origin.visitors(), 0);
+    });
+}
+
+fn workload_connects(workload: &mut tv_tests::probe::Probe) -> u32 {
+    workload.tcp(ORIGIN4, "").unwrap();
+    workload.pid()
+}
+
+#[test]
+fn stale_pins_of_other_cgroups_go_when_asked() {
+    with_world("stale", |world| {
+        let other = TestCgroup::new("stale-other");
+        let mut agent = world.agent();
+        agent.redirect.attach(other.path()).unwrap();
+        drop(agent);
+        let mut agent = world.agent();
+        assert_eq!(agent.redirect.retire_stale().unwrap().len(), 7);
+        assert!(agent.redirect.retire_stale().unwrap().is_empty());
+        agent.redirect.attach(other.path()).unwrap();
+        assert_eq!(files_below(&world.pin_root()), 14);
+    });
+}
+
+#[test]
+fn a_cgroup_that_was_made_again_is_captured_again() {
+    with_world("again", |world| {
+        let mut agent = world.agent();
+        let path = world.cgroup.path().join("inner");
+        for _ in 0..2 {
+            fs::create_dir(&path).unwrap();
+            agent.redirect.attach(&path).unwrap();
+            assert_eq!(files_below(&world.pin_root()), 14);
+            fs::remove_dir(&path).unwrap();
+        }
+        assert_eq!(agent.redirect.attached().len(), 2);
+        agent.redirect.detach(&path).unwrap();
+        assert_eq!(files_below(&world.pin_root()), 7);
+    });
+}
+
+#[test]
+fn attaching_needs_a_policy_and_a_cgroup() {
+    with_world("needs", |world| {
+        let mut bare = Redirect::load(&world.pin_root(), world.run_dir(), "bare").unwrap();
+        assert!(matches!(bare.attach(world.cgroup.path()), Err(Error::NoPolicy)));
+        bare.apply(&world.policy).unwrap();
+        assert!(matches!(
+            bare.attach(Path::new("/tmp")),
+            Err(Error::NotCgroup2(_))
+        ));
+        assert!(matches!(
+            bare.attach(Path::new("/nonexistent")),
+            Err(Error::Path { .. })
+        ));
+        assert!(bare.attached().is_empty());
+        assert_eq!(files_below(&world.pin_root()), 0);
+    });
+}
+
+#[test]
+fn two_instances_side_by_side() {
+    with_agent("pair", |world, agent| {
+        let other = TestCgroup::new("pair-other");
+        let mut second = Redirect::load(&world.pin_root(), world.run_dir(), "second").unwrap();
+        let mut policy = world.policy.clone();
+        policy.listeners.v4 = address("127.34.67.2:15443");
+        policy.listeners.v6 = None;
+        second.apply(&policy).unwrap();
+        second.attach(other.path()).unwrap();
+        // No listener of the second one's: refused there, and only there.
+        let mut theirs = tv_tests::probe::Probe::start(env!("CARGO_BIN_EXE_tv-probe"), Some(&other));
+        assert_eq!(theirs.tcp(ORIGIN4, ""), Err(Errno::ECONNREFUSED));
+        world.workload().tcp(ORIGIN4, "").unwrap();
+        assert!(agent.accept().1.is_some());
+        second.release().unwrap();
+        world.workload().tcp(ORIGIN4, "").unwrap();
+        assert!(agent.accept().1.is_some(), "the first one stays");
+    });
+}
+
+fn files_below(directory: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| {
+            let path = entry.path();
+            if path.is_dir() { files_below(&path) } else { 1 }
+        })
+        .sum()
+}

@@ -1,0 +1,11 @@
+//! The programs on the real kernel: each test in a network namespace and a cgroup of its own, with a workload
+//! (`tv-probe`) inside the cgroup and a small agent that only accepts and looks origins up.
+
+mod counters;
+mod lifecycle;
+mod liveness;
+mod passage;
+mod redirected;
+mod sockets;
+mod udp;
+mod world;

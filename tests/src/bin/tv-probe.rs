@@ -1,0 +1,153 @@
+//! A workload for the tests: makes the sockets that its standard input asks for, and tells what came of it.
+//!
+//! One command a line, one answer a line: `ok …` or `errno N`.
+//! - `tcp ADDRESS [option…]` → `ok ID PEER LOCAL`; options: `mapped` (IPv6 socket), `bind=ADDRESS`,
+//!   `device=NAME`, `nonblocking`, `fastopen=connect|sendto` (sends `early` with the SYN)
+//! - `socket` (IPv4) → `ok ID FD`; `connect ID ADDRESS` → `ok ID PEER LOCAL`
+//! - `again ID ADDRESS` disconnects (AF_UNSPEC) and connects elsewhere
+//! - `udp-connect ADDRESS [mapped]`, `udp-send ADDRESS [mapped]` → `ok -`
+//! - `uid N` → `ok -`
+
+use std::io::{self, BufRead as _, Write as _};
+use std::net::{SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// A connect() that nobody answers ends after this, with EINPROGRESS.
+const PATIENCE: Duration = Duration::from_secs(3);
+const MSG_FASTOPEN: i32 = 0x2000_0000;
+
+fn main() -> io::Result<()> {
+    let mut sockets = Vec::new();
+    let mut output = io::stdout().lock();
+    for line in io::stdin().lock().lines() {
+        match obey(&line?, &mut sockets) {
+            Ok(answer) => writeln!(output, "ok {answer}")?,
+            Err(error) => writeln!(output, "errno {}", error.raw_os_error().unwrap_or(0))?,
+        }
+        output.flush()?;
+    }
+    Ok(())
+}
+
+fn obey(line: &str, sockets: &mut Vec<Socket>) -> io::Result<String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let (&command, arguments) = words.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    let argument = |index: usize| arguments.get(index).copied().unwrap_or_default();
+    match command {
+        "tcp" => {
+            let socket = tcp(address(argument(0)), &arguments[1..])?;
+            sockets.push(socket);
+            describe(sockets.len() - 1, sockets)
+        }
+        "socket" => {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            let fd = socket.as_raw_fd();
+            sockets.push(socket);
+            Ok(format!("{} {fd}", sockets.len() - 1))
+        }
+        "connect" => {
+            let id: usize = argument(0).parse().expect("an id");
+            sockets[id].connect(&SockAddr::from(address(argument(1))))?;
+            describe(id, sockets)
+        }
+        "again" => {
+            let id: usize = argument(0).parse().expect("an id");
+            tv_tests::sys::disconnect(sockets[id].as_fd())?;
+            sockets[id].connect(&SockAddr::from(address(argument(1))))?;
+            describe(id, sockets)
+        }
+        "udp-connect" => {
+            let (socket, to) = udp(address(argument(0)), &arguments[1..])?;
+            socket.connect(&to.into())?;
+            Ok("-".into())
+        }
+        "udp-send" => {
+            let (socket, to) = udp(address(argument(0)), &arguments[1..])?;
+            socket.send_to(b"x", &to.into())?;
+            Ok("-".into())
+        }
+        "uid" => {
+            let uid = argument(0).parse().expect("a user id");
+            nix::unistd::setuid(nix::unistd::Uid::from_raw(uid))?;
+            Ok("-".into())
+        }
+        _ => panic!("unknown command {line:?}"),
+    }
+}
+
+fn tcp(to: SocketAddr, options: &[&str]) -> io::Result<Socket> {
+    let option = |name: &str| {
+        let mut values = options.iter().filter_map(|option| option.strip_prefix(name));
+        values.next()
+    };
+    let to = if option("mapped").is_some() {
+        mapped(to)
+    } else {
+        to
+    };
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    if let Some(device) = option("device=") {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
+    if let Some(local) = option("bind=") {
+        socket.set_reuse_address(true)?;
+        socket.bind(&address(local).into())?;
+    }
+    match option("fastopen=") {
+        Some("connect") => {
+            setsockopt(&socket, sockopt::TcpFastOpenConnect, &true)?;
+            socket.connect(&to.into())?;
+            socket.send(b"early")?;
+        }
+        Some(_) => {
+            let flags = MsgFlags::from_bits_retain(MSG_FASTOPEN);
+            sendto(socket.as_raw_fd(), b"early", &SockaddrStorage::from(to), flags)?;
+        }
+        None if option("nonblocking").is_some() => {
+            socket.set_nonblocking(true)?;
+            match socket.connect(&to.into()) {
+                Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {
+                    socket.set_nonblocking(false)?;
+                    socket.connect_timeout(&to.into(), PATIENCE)?;
+                }
+                other => other?,
+            }
+        }
+        None => socket.connect(&to.into())?,
+    }
+    Ok(socket)
+}
+
+fn udp(to: SocketAddr, options: &[&str]) -> io::Result<(Socket, SocketAddr)> {
+    let to = if options.contains(&"mapped") {
+        mapped(to)
+    } else {
+        to
+    };
+    Ok((Socket::new(Domain::for_address(to), Type::DGRAM, None)?, to))
+}
+
+fn describe(id: usize, sockets: &[Socket]) -> io::Result<String> {
+    let shown = |address: SockAddr| address.as_socket().ok_or(io::ErrorKind::InvalidData);
+    let peer = shown(sockets[id].peer_addr()?)?;
+    let local = shown(sockets[id].local_addr()?)?;
+    Ok(format!("{id} {peer} {local}"))
+}
+
+fn mapped(to: SocketAddr) -> SocketAddr {
+    match to {
+        SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
+        SocketAddr::V6(_) => to,
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse()
+        .unwrap_or_else(|_| panic!("{text:?} is no socket address"))
+}

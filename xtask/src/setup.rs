@@ -1,0 +1,88 @@
+//! `cargo xtask setup`: installs what the kernel half's build lacks, or names the commands that do.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::recipe::{self, LINKER_VERSION, LLVM_MAJOR, Missing};
+use crate::{Failed, Outcome, process, target};
+
+const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "libllvm22", "iproute2"];
+
+pub fn run(arguments: &[String]) -> Outcome {
+    if let Some(unknown) = arguments.first() {
+        return Err(Failed(format!("unknown argument {unknown:?}; there are none")));
+    }
+    let target = target();
+    match recipe::find(&target) {
+        Ok(found) => {
+            eprintln!("compiler: {}", found.compiler.lines().next().unwrap_or_default());
+            eprintln!(
+                "core's source: {}",
+                found.sysroot.join("lib/rustlib/src/rust").display()
+            );
+            eprintln!("linker: {} with {}", found.linker.display(), found.llvm.display());
+        }
+        Err(missing) => install(&target, &missing)?,
+    }
+    if !has("ip", "-V") {
+        packages()?;
+    }
+    eprintln!("nothing is missing");
+    Ok(())
+}
+
+/// Installs what is missing, and looks again.
+pub fn install(target: &Path, missing: &[Missing]) -> Outcome {
+    if missing.contains(&Missing::Compiler) {
+        eprintln!("missing: a Rust compiler with LLVM {LLVM_MAJOR} and the source of `core`");
+        packages()?;
+    }
+    if missing.contains(&Missing::Linker) {
+        eprintln!("missing: bpf-linker {LINKER_VERSION}; building it takes a few minutes");
+        let root = recipe::tools(target);
+        let mut cargo = Command::new("cargo");
+        // In the tools' directory, so that this workspace's configuration does not apply.
+        cargo
+            .args([
+                "install",
+                "bpf-linker",
+                "--version",
+                LINKER_VERSION,
+                "--locked",
+                "--root",
+            ])
+            .arg(&root);
+        process::run(announce(process::clear_cargo(&mut cargo)))?;
+    }
+    recipe::find(target)
+        .map(drop)
+        .map_err(|missing| Failed(format!("still missing after the installation: {missing:?}")))
+}
+
+fn packages() -> Outcome {
+    let debian = Path::new("/etc/debian_version").exists();
+    let root = process::output(Command::new("id").arg("-u")).as_deref() == Some("0");
+    if !debian || !root {
+        return Err(Failed(format!(
+            "install them with one of:\n  sudo apt-get install -y {}   (Debian)\n  \
+             rustup component add rust-src   (a toolchain whose `rustc -vV` says LLVM {LLVM_MAJOR})",
+            PACKAGES.join(" ")
+        )));
+    }
+    process::run(announce(Command::new("apt-get").arg("update")))?;
+    let mut apt = Command::new("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    process::run(announce(
+        apt.args(["install", "-y", "--no-install-recommends"])
+            .args(PACKAGES),
+    ))
+}
+
+fn has(program: &str, argument: &str) -> bool {
+    process::output(Command::new(program).arg(argument)).is_some()
+}
+
+fn announce(command: &mut Command) -> &mut Command {
+    eprintln!("running: {}", process::line(command));
+    command
+}
