@@ -1,13 +1,13 @@
 //! Death, restart and cleanup of an instance: never a gap, never a leftover.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use tv_agent::redirect::{Error, Redirect, cleanup};
+use tv_agent::redirect::{Error, Redirect, cgroup2_mount, cleanup, exec_cgroup_name};
 use tv_tests::cgroup::TestCgroup;
 
 use crate::world::{ORIGIN4, Origin, address, with_agent, with_world};
@@ -149,6 +149,39 @@ fn a_cgroup_that_was_made_again_is_captured_again() {
         agent.redirect.detach(&path).unwrap();
         assert_eq!(files_below(&world.pin_root()), 7);
     });
+}
+
+#[test]
+fn cleanup_removes_a_dead_exec_instances_empty_cgroups() {
+    with_world("exec", |world| {
+        let instance = format!("exec-{}", std::process::id());
+        let load = || Redirect::load(&world.pin_root(), world.run_dir(), &instance).unwrap();
+        let directory = cgroup2_mount().unwrap().join(exec_cgroup_name(&instance));
+        let guard = RemoveDirectories([directory.join("inner"), directory.clone()]);
+        let alive = load();
+        fs::create_dir_all(&guard.0[0]).unwrap();
+        cleanup(&world.pin_root(), world.run_dir()).unwrap();
+        assert!(guard.0[0].exists(), "its owner is alive");
+        drop(alive);
+        let removed = cleanup(&world.pin_root(), world.run_dir()).unwrap();
+        assert_eq!(
+            removed.iter().filter(|r| r.what == "cgroup").count(),
+            2,
+            "{removed:?}"
+        );
+        assert!(!directory.exists());
+    });
+}
+
+struct RemoveDirectories([PathBuf; 2]);
+
+impl Drop for RemoveDirectories {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            // Gone already, unless the test failed.
+            let _ = fs::remove_dir(directory);
+        }
+    }
 }
 
 #[test]
