@@ -1,12 +1,13 @@
 //! Death, restart and cleanup of an instance: never a gap, never a leftover.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use tv_agent::redirect::{Error, Redirect, cleanup};
+use tv_agent::redirect::{Error, Redirect, cgroup2_mount, cleanup, exec_cgroup_name};
 use tv_tests::cgroup::TestCgroup;
 
 use crate::world::{ORIGIN4, Origin, address, with_agent, with_world};
@@ -66,35 +67,56 @@ fn a_restart_over_stale_pins_has_no_gap() {
         drop(world.agent());
         let done = AtomicBool::new(false);
         let world = &*world;
-        let connects = thread::scope(|scope| {
+        let (redirected, refused) = thread::scope(|scope| {
+            let _guard = SetOnDrop(&done);
             let hammering = scope.spawn(|| {
-                let mut connects = 0;
+                let (mut redirected, mut refused) = (0, 0);
                 while !done.load(Ordering::Relaxed) {
-                    match hammer.tcp(ORIGIN4, "") {
-                        Ok(_) | Err(Errno::ECONNREFUSED) => connects += 1,
+                    match hammer.tcp(ORIGIN4, "brief") {
+                        Ok(_) => redirected += 1,
+                        Err(Errno::ECONNREFUSED) => refused += 1,
+                        // The agent closed its queue while this one stood in it.
+                        Err(Errno::ECONNRESET | Errno::ENOTCONN) => redirected += 1,
                         Err(other) => panic!("{other}"),
                     }
                 }
-                connects
+                (redirected, refused)
             });
             for _ in 0..LIVES {
                 let agent = world.agent();
                 assert_eq!(files_below(&world.pin_root()), 7, "the old pins were replaced");
-                // The hammer's connections come as well.
-                while agent.recorded().tgid != workload_connects(&mut workload) {}
-                drop(agent);
+                let living = AtomicBool::new(false);
+                thread::scope(|scope| {
+                    let _guard = SetOnDrop(&living);
+                    scope.spawn(|| {
+                        while !living.load(Ordering::Relaxed) {
+                            agent.doors.drain();
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    });
+                    for _ in 0..20 {
+                        workload.tcp(ORIGIN4, "").unwrap();
+                    }
+                });
             }
             done.store(true, Ordering::Relaxed);
             hammering.join().unwrap()
         });
-        assert!(connects > 0);
+        assert!(
+            redirected > 0 && refused > 0,
+            "{redirected} redirected, {refused} refused"
+        );
         assert_eq!(origin.visitors(), 0);
     });
 }
 
-fn workload_connects(workload: &mut tv_tests::probe::Probe) -> u32 {
-    workload.tcp(ORIGIN4, "").unwrap();
-    workload.pid()
+/// Ends the other thread also when this one fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -127,6 +149,39 @@ fn a_cgroup_that_was_made_again_is_captured_again() {
         agent.redirect.detach(&path).unwrap();
         assert_eq!(files_below(&world.pin_root()), 7);
     });
+}
+
+#[test]
+fn cleanup_removes_a_dead_exec_instances_empty_cgroups() {
+    with_world("exec", |world| {
+        let instance = format!("exec-{}", std::process::id());
+        let load = || Redirect::load(&world.pin_root(), world.run_dir(), &instance).unwrap();
+        let directory = cgroup2_mount().unwrap().join(exec_cgroup_name(&instance));
+        let guard = RemoveDirectories([directory.join("inner"), directory.clone()]);
+        let alive = load();
+        fs::create_dir_all(&guard.0[0]).unwrap();
+        cleanup(&world.pin_root(), world.run_dir()).unwrap();
+        assert!(guard.0[0].exists(), "its owner is alive");
+        drop(alive);
+        let removed = cleanup(&world.pin_root(), world.run_dir()).unwrap();
+        assert_eq!(
+            removed.iter().filter(|r| r.what == "cgroup").count(),
+            2,
+            "{removed:?}"
+        );
+        assert!(!directory.exists());
+    });
+}
+
+struct RemoveDirectories([PathBuf; 2]);
+
+impl Drop for RemoveDirectories {
+    fn drop(&mut self) {
+        for directory in &self.0 {
+            // Gone already, unless the test failed.
+            let _ = fs::remove_dir(directory);
+        }
+    }
 }
 
 #[test]

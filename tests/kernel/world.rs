@@ -3,11 +3,12 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{Shutdown, shutdown};
 use tv_agent::addr::PeerAddr;
 use tv_agent::dial::OwnSocket as _;
 use tv_agent::redirect::{
@@ -207,6 +208,13 @@ impl Doors {
         }
     }
 
+    /// Accepts whoever waits and lets them go; for a flood that would fill the queue.
+    pub fn drain(&self) {
+        for listener in self.all() {
+            while try_accept(listener).is_some() {}
+        }
+    }
+
     pub fn is_deserted(&self) -> bool {
         self.all().all(|listener| try_accept(listener).is_none())
     }
@@ -216,7 +224,13 @@ impl Doors {
     }
 
     /// Closed: what the kernel makes of a dead agent's listeners.
+    ///
+    /// Shut down first: a child that another test is just forking holds a copy of each descriptor until it
+    /// executes, and would keep them listening for that moment.
     pub fn close(&mut self) {
+        for listener in self.all() {
+            shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both).expect("shut down");
+        }
         *self = Self::default();
     }
 

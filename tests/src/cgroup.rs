@@ -57,6 +57,8 @@ impl TestCgroup {
 
     /// Moves this whole process (all its threads) inside; dropping the cgroup moves it back.
     ///
+    /// Not for tests that share a process: the others' sockets and children would be made inside as well.
+    ///
     /// # Errors
     /// When the kernel refuses.
     pub fn join_self(&self) -> io::Result<()> {

@@ -1,8 +1,11 @@
 //! Every `unsafe` block of the agent: one function each, with its SAFETY comment and a test.
 #![expect(unsafe_code, reason = "the one place for it")]
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use crate::addr::NetnsCookie;
 
@@ -32,6 +35,52 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     }
 }
 
+/// Detaches the BPF link that is pinned at `path`, at once (`BPF_LINK_DETACH`, Linux 5.9).
+///
+/// Removing the pin detaches too, but only after an RCU grace period: for some milliseconds the program would
+/// still run. The pin itself stays. aya 0.14 gives neither this call nor the link's descriptor.
+///
+/// # Errors
+/// When nothing is pinned there, it is no link, or the kernel is too old.
+pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    const BPF_LINK_DETACH: libc::c_int = 34;
+    /// The members of `union bpf_attr` that BPF_OBJ_GET reads.
+    #[repr(C)]
+    struct ObjGet {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
+    let get = ObjGet {
+        pathname: pathname.as_ptr() as u64,
+        bpf_fd: 0,
+        file_flags: 0,
+    };
+    // SAFETY: `get` lives across the call and is as long as is said; `pathname` is a C string that outlives it.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, &raw const get, size_of_val(&get)) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
+    let fd = fd.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    let detach: RawFd = link.as_raw_fd();
+    // SAFETY: the call reads one 32-bit descriptor, which lives across it.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_DETACH,
+            &raw const detach,
+            size_of_val(&detach),
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +95,13 @@ mod tests {
         assert_eq!(cookie, netns_cookie(b.as_fd()).unwrap());
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(netns_cookie(file.as_fd()).is_err());
+    }
+
+    /// That it does detach is shown by the kernel tests.
+    #[test]
+    fn what_is_no_pinned_link_is_an_error() {
+        for path in ["/nonexistent", "/dev/null", "nul\0inside"] {
+            assert!(detach_pinned_link(Path::new(path)).is_err(), "{path:?}");
+        }
     }
 }

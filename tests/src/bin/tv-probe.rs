@@ -2,7 +2,7 @@
 //!
 //! One command a line, one answer a line: `ok …` or `errno N`.
 //! - `tcp ADDRESS [option…]` → `ok ID PEER LOCAL`; options: `mapped` (IPv6 socket), `bind=ADDRESS`,
-//!   `device=NAME`, `nonblocking`, `fastopen=connect|sendto` (sends `early` with the SYN)
+//!   `device=NAME`, `nonblocking`, `brief` (closed at once), `fastopen=connect|sendto` (sends `early` with the SYN)
 //! - `socket` (IPv4) → `ok ID FD`; `connect ID ADDRESS` → `ok ID PEER LOCAL`
 //! - `again ID ADDRESS` disconnects (AF_UNSPEC) and connects elsewhere
 //! - `udp-connect ADDRESS [mapped]`, `udp-send ADDRESS [mapped]` → `ok -`
@@ -42,7 +42,11 @@ fn obey(line: &str, sockets: &mut Vec<Socket>) -> io::Result<String> {
         "tcp" => {
             let socket = tcp(address(argument(0)), &arguments[1..])?;
             sockets.push(socket);
-            describe(sockets.len() - 1, sockets)
+            let answer = describe(sockets.len() - 1, sockets);
+            if arguments.contains(&"brief") {
+                sockets.pop();
+            }
+            answer
         }
         "socket" => {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;

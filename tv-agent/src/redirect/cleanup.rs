@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use super::cgroup::cgroup2_mount;
 use super::pins::{
-    InstanceLock, entries, instance_directories, list, lock_directory, remove_file, remove_if_empty,
+    InstanceLock, entries, instance_directories, list, lock_directory, remove_if_empty, remove_pin,
 };
 
 /// Instances of this name prefix belong to `tv-agent exec` and have a cgroup of their own.
@@ -97,7 +97,7 @@ fn instances(pin_root: &Path, run_dir: &Path) -> Result<BTreeSet<String>, Error>
 fn remove_links(pin_root: &Path, instance: &str, removed: &mut Vec<Removed>) -> Result<(), Error> {
     for directory in instance_directories(pin_root, instance)? {
         for (_, path) in entries(&directory)? {
-            remove_file(&path)?;
+            remove_pin(&path)?;
             removed.push(Removed { what: "link", path });
         }
         remove_if_empty(&directory)?;

@@ -15,6 +15,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tv_ebpf::ABI_VERSION;
 
 use super::Error;
+use crate::sys;
 
 /// Where links are pinned when nothing else is said.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/tv-agent";
@@ -67,7 +68,7 @@ impl Pins {
     pub(super) fn remove(&self, cgroup_id: u64) -> Result<(), Error> {
         for (id, path) in entries(&self.directory)? {
             if id == Some(cgroup_id) {
-                remove_file(&path)?;
+                remove_pin(&path)?;
             }
         }
         Ok(())
@@ -80,7 +81,7 @@ impl Pins {
             let own = directory == self.directory;
             for (id, path) in entries(&directory)? {
                 if !(own && id.is_some_and(|id| live.contains(&id))) {
-                    remove_file(&path)?;
+                    remove_pin(&path)?;
                     removed.push(path);
                 }
             }
@@ -125,7 +126,9 @@ impl Staged {
     /// When a rename fails, those that went before stay in force: half attached refuses more, never less.
     pub(super) fn commit(mut self) -> Result<(), Error> {
         while let Some(&program) = self.pinned.first() {
-            rename(&self.path(program, NEW), &self.path(program, ""))?;
+            let in_force = self.path(program, "");
+            detach(&in_force);
+            rename(&self.path(program, NEW), &in_force)?;
             self.pinned.remove(0);
         }
         Ok(())
@@ -143,7 +146,7 @@ impl Drop for Staged {
     fn drop(&mut self) {
         for program in &self.pinned {
             // Best effort: what stays is found by the next stage() or by cleanup.
-            let _ = fs::remove_file(self.path(program, NEW));
+            let _ = remove_pin(&self.path(program, NEW));
         }
     }
 }
@@ -239,7 +242,18 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
+/// Detaches a link and removes its pin: when this returns, its program runs no more.
+pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
+    detach(path);
+    remove_file(path)
+}
+
+/// Best effort: where the kernel cannot do it at once, the end of the pin does it a moment later.
+fn detach(pin: &Path) {
+    let _ = sys::detach_pinned_link(pin);
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::path("removing", path, error)),
         _ => Ok(()),
