@@ -61,6 +61,9 @@ pub struct Wiring {
     pub listen_v6: Option<SocketAddr>,
 }
 
+/// A configuration that can be put in force: see [`Agent::prepare`].
+pub struct Prepared(Snapshot);
+
 /// A running agent.
 pub struct Agent {
     current: Current,
@@ -87,14 +90,7 @@ impl Agent {
         } = wiring;
         check_permitted(&config, &authority)?;
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
-        let on_unknown_name = config.intercept.on_unknown_name;
-        let current = Current::new(snapshot(
-            config,
-            on_unknown_name,
-            &dialer,
-            authority.root_der(),
-            &metrics,
-        )?);
+        let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics)?);
         let v4 = Listener::bind(listen_v4, &*own)?;
         let v6 = listen_v6
             .map(|address| Listener::bind(address, &*own))
@@ -184,17 +180,20 @@ impl Agent {
 
     /// Takes a new configuration, or none of it. Open connections go on, their next requests by the new one.
     pub fn reload(&self, config: Config) -> Result<(), Error> {
-        check_permitted(&config, &self.authority)?;
-        let on_unknown_name = config.intercept.on_unknown_name;
-        let root = self.authority.root_der();
-        self.current.replace(snapshot(
-            config,
-            on_unknown_name,
-            &self.dialer,
-            root,
-            &self.metrics,
-        )?);
+        self.install(self.prepare(config)?);
         Ok(())
+    }
+
+    /// Builds all that a configuration needs, without using it yet.
+    pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
+        check_permitted(&config, &self.authority)?;
+        let root = self.authority.root_der();
+        snapshot(config, &self.dialer, root, &self.metrics).map(Prepared)
+    }
+
+    /// Puts in force what was prepared. Cannot fail.
+    pub fn install(&self, prepared: Prepared) {
+        self.current.replace(prepared.0);
     }
 
     /// What has to be done now and then: lets go of idle upstream connections.
@@ -233,7 +232,6 @@ fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> 
 
 fn snapshot(
     config: Config,
-    on_unknown_name: crate::decide::OnUnknownName,
     dialer: &Dialer,
     own_root: &CertificateDer<'static>,
     metrics: &Metrics,
@@ -251,7 +249,7 @@ fn snapshot(
     Ok(Snapshot {
         routes: Routes::new(config.routes),
         vaults,
-        on_unknown_name,
+        on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
     })
 }

@@ -250,9 +250,17 @@ impl Daemon {
             tracing::warn!("listen.port takes effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
-        self.agent.reload(config)?;
-        self.intercept = intercept;
-        self.apply(&enrolled)
+        let prepared = self.agent.prepare(config)?;
+        // The kernel half can still say no; then everything is as before.
+        let old = std::mem::replace(&mut self.intercept, intercept);
+        if let Err(error) = self.apply(&enrolled) {
+            self.intercept = old;
+            let enrolled = directories(&self.intercept, &self.mount)?;
+            self.apply(&enrolled)?;
+            return Err(error);
+        }
+        self.agent.install(prepared);
+        Ok(())
     }
 }
 
