@@ -21,7 +21,7 @@ mod response;
 
 pub use error::{Answer, BuildError, Error, ErrorKind, Malformed};
 
-use cache::{Entry, Good, Key, Store, VaultId};
+use cache::{Entry, Good, Key, Rejection, Store, VaultId};
 use flight::Service;
 
 /// One Auth0 Token Vault as configured.
@@ -273,22 +273,15 @@ impl Tokens {
         Ok(Obtained::new(&good, key, source))
     }
 
-    /// Drops a token that the provider refused, but only if the cache still holds that very one.
-    pub fn evict(&self, obtained: &Obtained) {
-        if self.0.store.evict(obtained.key, &obtained.digest) {
-            self.0.metrics.cache_event("evicted");
-        }
-    }
-
     /// The provider refused the token: drops it, and tells whether a fresh one is worth asking for.
     ///
     /// A provider that goes on refusing does not make every request an exchange: per key, ten seconds pass.
     pub fn reject(&self, obtained: &Obtained) -> bool {
-        let again = self.0.store.reject(obtained.key, &obtained.digest);
-        if again {
+        let rejection = self.0.store.reject(obtained.key, &obtained.digest);
+        if rejection == Rejection::Evicted {
             self.0.metrics.cache_event("evicted");
         }
-        again
+        rejection != Rejection::Believed
     }
 
     /// Drops every token and every remembered failure. Pauses that vaults asked for stay.

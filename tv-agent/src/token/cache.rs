@@ -188,6 +188,17 @@ pub(super) struct Store {
     pauses: DashMap<VaultId, Instant>,
 }
 
+/// What a provider's refusal of a token means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejection {
+    /// Thrown out just now: a fresh one may do.
+    Evicted,
+    /// Somebody else has thrown out the same one; another may be there by now.
+    Replaced,
+    /// A fresh one was refused too: the provider means it.
+    Believed,
+}
+
 /// A provider that refuses every token costs at most two exchanges per key in this time.
 const REJECTION: Duration = Duration::from_secs(10);
 
@@ -217,26 +228,27 @@ impl Store {
         self.entries.insert(key, entry);
     }
 
-    /// A provider refused the token with `digest`. True if asking again may give another one.
+    /// A provider refused the token with `digest`.
     ///
     /// The first refusal in [`REJECTION`] throws the token out; later ones are believed.
-    pub fn reject(&self, key: Key, digest: &[u8; 32]) -> bool {
+    pub fn reject(&self, key: Key, digest: &[u8; 32]) -> Rejection {
         match self.rejected.get(&key) {
             None => {
                 self.rejected.insert(key, *digest);
                 self.evict(key, digest);
-                true
+                Rejection::Evicted
             }
-            // Somebody else has thrown out the same token; another one may be there by now.
-            Some(last) if last == *digest => {
-                !matches!(self.get(&key), Some(Entry::Good(good)) if good.digest == *digest)
-            }
-            Some(_) => false,
+            Some(last) if last == *digest && !self.holds(&key, digest) => Rejection::Replaced,
+            Some(_) => Rejection::Believed,
         }
     }
 
+    fn holds(&self, key: &Key, digest: &[u8; 32]) -> bool {
+        matches!(self.get(key), Some(Entry::Good(good)) if good.digest == *digest)
+    }
+
     /// Removes the entry of `key` if it holds this very token. True if it did.
-    pub fn evict(&self, key: Key, digest: &[u8; 32]) -> bool {
+    fn evict(&self, key: Key, digest: &[u8; 32]) -> bool {
         let outcome = self
             .entries
             .entry(key)

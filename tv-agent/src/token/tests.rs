@@ -244,20 +244,39 @@ async fn a_subject_that_has_ended_is_asked_for_but_never_cached() {
 }
 
 #[tokio::test]
-async fn eviction_takes_the_refused_token_and_no_other() {
+async fn a_rejection_takes_the_refused_token_and_no_other() {
     let fake = Fake::start(|n, _| Answer::token(&format!("t{n}"), 3600)).await;
     let ((tokens, metrics), vault, subject) = (tokens(), fake.vault(), subject("s"));
     let first = tokens.obtain(grant(&vault, &subject)).await.unwrap();
-    tokens.evict(&first);
+    assert!(tokens.reject(&first));
     let second = tokens.obtain(grant(&vault, &subject)).await.unwrap();
     assert_eq!(second.token.expose(), "t1");
-    // Late news about the first one do not hurt the second.
-    tokens.evict(&first);
+    // Late news about the first one do not hurt the second, which is worth a try.
+    assert!(tokens.reject(&first));
+    assert_eq!(
+        tokens.obtain(grant(&vault, &subject)).await.unwrap().source,
+        Source::Cache
+    );
+    // The second refused as well: that is the provider's last word for a while.
+    assert!(!tokens.reject(&second));
     assert_eq!(
         tokens.obtain(grant(&vault, &subject)).await.unwrap().source,
         Source::Cache
     );
     assert_eq!((fake.count(), events(&metrics, "evicted")), (2, 1));
+}
+
+#[tokio::test]
+async fn a_vault_without_a_better_token_is_asked_once_more_only() {
+    let fake = Fake::always(Answer::token("same", 3600)).await;
+    let ((tokens, _), vault, subject) = (tokens(), fake.vault(), subject("s"));
+    let first = tokens.obtain(grant(&vault, &subject)).await.unwrap();
+    assert!(tokens.reject(&first));
+    for _ in 0..5 {
+        let again = tokens.obtain(grant(&vault, &subject)).await.unwrap();
+        assert!(!tokens.reject(&again));
+    }
+    assert_eq!(fake.count(), 2);
 }
 
 #[tokio::test]
