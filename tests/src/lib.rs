@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod demo;
 pub mod fakes;
+pub mod flow;
 pub mod process;
 pub mod sandbox;
 pub mod world;
