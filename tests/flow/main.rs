@@ -3,3 +3,4 @@
 mod credentials;
 mod policy;
 mod protocols;
+mod vault;
