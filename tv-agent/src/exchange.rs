@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -144,6 +144,7 @@ impl Session {
             connection: route.map(|r| &*r.connection),
             grpc: is_grpc(&request),
             git: inject::speaks_git(&self.target.host),
+            head: method == Method::HEAD,
         };
         let outcome = match self.answer(&snapshot, route, request).await {
             Ok(outcome) => outcome,
