@@ -12,7 +12,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::addr::HostName;
 use crate::body::Body;
 use crate::class::{Class, Refusal};
 use crate::inject::{self, Presented};
@@ -24,6 +23,10 @@ use crate::snapshot::{Current, Snapshot};
 use crate::token::{Grant, Obtained, Tokens};
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
+
+mod form;
+
+use form::{check_form, is_grpc, upgrade_of};
 
 /// What all requests of all connections share.
 #[derive(Clone)]
@@ -104,7 +107,8 @@ where
             let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(limits::H2_STREAMS)
-                .max_header_list_size(limits::HEADER_BYTES as u32)
+                // Twice what is let through, so that most of what is too large gets our answer and is counted.
+                .max_header_list_size(2 * limits::HEADER_BYTES as u32)
                 .initial_stream_window_size(limits::H2_WINDOW)
                 .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
                 .auto_date_header(false)
@@ -140,6 +144,7 @@ impl Session {
             connection: route.map(|r| &*r.connection),
             grpc: is_grpc(&request),
             git: inject::speaks_git(&self.target.host),
+            head: method == Method::HEAD,
         };
         let outcome = match self.answer(&snapshot, route, request).await {
             Ok(outcome) => outcome,
@@ -325,72 +330,6 @@ impl Session {
         });
         Ok(response.map(|_| Body::empty()))
     }
-}
-
-/// Refuses what may not be forwarded: another host than the connection is for, and methods made for proxies.
-fn check_form<B>(request: &Request<B>, target: &Target) -> Result<(), Refusal> {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
-        let text = format!("{} is not allowed on intercepted hosts", request.method());
-        return Err(Refusal::new(Class::Forbidden, text));
-    }
-    let mut hosts = request.headers().get_all(header::HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Refusal::new(
-            Class::BadRequest,
-            "the request has more than one Host header",
-        ));
-    }
-    let named: Vec<&str> = request
-        .uri()
-        .authority()
-        .map(http::uri::Authority::as_str)
-        .into_iter()
-        .chain(host.map(|h| h.to_str().unwrap_or("")))
-        .collect();
-    if named.is_empty() {
-        return Err(Refusal::new(Class::BadRequest, "the request names no host"));
-    }
-    if named.iter().all(|authority| is_target(authority, target)) {
-        return Ok(());
-    }
-    let text = format!(
-        "the connection is for {}, the request for another host; connect to that one",
-        target.host
-    );
-    Err(Refusal::new(Class::Misdirected, text))
-}
-
-/// `host` or `host:port`, the same name and port as the connection's.
-fn is_target(authority: &str, target: &Target) -> bool {
-    let (name, port) = match authority.rsplit_once(':') {
-        Some((name, port)) => (name, port.parse().ok()),
-        None => (authority, Some(target.origin.0.port())),
-    };
-    port == Some(target.origin.0.port()) && HostName::parse(name).as_ref() == Some(&target.host)
-}
-
-/// The protocol that an HTTP/1.1 request wants to switch to (RFC 9110 §7.8).
-fn upgrade_of<B>(request: &Request<B>) -> Option<header::HeaderValue> {
-    if request.version() != http::Version::HTTP_11 {
-        return None;
-    }
-    let wants = request.headers().get_all(header::CONNECTION).iter().any(|value| {
-        value.to_str().is_ok_and(|v| {
-            v.split(',')
-                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-        })
-    });
-    // h2c would take the next bytes out of our sight; an origin over TLS never agrees to it (RFC 9113 §3.1).
-    let protocol = request.headers().get(header::UPGRADE)?;
-    (wants && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| protocol.clone())
-}
-
-fn is_grpc<B>(request: &Request<B>) -> bool {
-    request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn refusal_of(error: &upstream::Error) -> Refusal {

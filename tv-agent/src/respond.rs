@@ -1,6 +1,6 @@
 //! Stage 13: what a workload sees when it is refused: one table from class to status and text.
 
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub struct Asked<'a> {
     pub grpc: bool,
     /// The host speaks git: a 401 has to offer Basic, or git never sends its credentials.
     pub git: bool,
+    /// The method is HEAD: the answer has no body, and over HTTP/2 hyper would send one all the same.
+    pub head: bool,
 }
 
 #[derive(Serialize)]
@@ -43,8 +45,15 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
         };
         let mut json = serde_json::to_string(&problem).expect("three strings always serialise");
         json.push('\n');
-        let mut response = Response::new(Body::own(json));
+        let length = json.len();
+        let body = if asked.head {
+            Body::empty()
+        } else {
+            Body::own(json)
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
         response
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -219,6 +228,7 @@ mod tests {
         connection: Some("github"),
         grpc: false,
         git: false,
+        head: false,
     };
 
     #[test]

@@ -39,6 +39,16 @@ pub struct Target {
     pub workload: u64,
 }
 
+impl Target {
+    /// The host, with its port where that is not the default one of https.
+    fn authority(&self) -> String {
+        match self.origin.0.port() {
+            443 => self.host.to_string(),
+            port => format!("{}:{port}", self.host),
+        }
+    }
+}
+
 /// Why there is no response from the provider.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -192,7 +202,7 @@ impl Upstreams {
         let Connection::Http1(mut sender) = self.open(target, &self.http1).await? else {
             unreachable!("only http/1.1 was offered")
         };
-        let request = to_http1(request, &target.host);
+        let request = to_http1(request, target);
         sender.send_request(request).await.map_err(|source| Error::Http {
             host: target.host.clone(),
             source,
@@ -244,11 +254,7 @@ impl Upstreams {
         match connection {
             Connection::Http2(mut http2) => {
                 let running = Running::start(&http2.running);
-                match http2
-                    .sender
-                    .try_send_request(to_http2(request, &target.host))
-                    .await
-                {
+                match http2.sender.try_send_request(to_http2(request, target)).await {
                     Ok(response) => Sent::Done(Ok(response.map(|b| Body::passing(b).holding(running)))),
                     Err(mut error) => match error.take_message() {
                         Some(request) => Sent::Unsent(request),
@@ -257,7 +263,7 @@ impl Upstreams {
                 }
             }
             Connection::Http1(mut sender) => {
-                match sender.try_send_request(to_http1(request, &target.host)).await {
+                match sender.try_send_request(to_http1(request, target)).await {
                     Ok(response) => {
                         let lane = lane.clone();
                         // Ready again once the response's body has been read.
@@ -360,7 +366,7 @@ async fn open_http1(stream: Stream) -> Result<Connection, hyper::Error> {
 }
 
 /// Origin form and a Host header (RFC 9112 §3.2.1).
-fn to_http1(mut request: Request<Body>, host: &HostName) -> Request<Body> {
+fn to_http1(mut request: Request<Body>, target: &Target) -> Request<Body> {
     *request.version_mut() = Version::HTTP_11;
     let path = request
         .uri()
@@ -369,17 +375,17 @@ fn to_http1(mut request: Request<Body>, host: &HostName) -> Request<Body> {
         .to_owned();
     *request.uri_mut() = path.parse().expect("it was part of a valid address");
     if !request.headers().contains_key(HOST) {
-        let value = host
-            .as_str()
+        let value = target
+            .authority()
             .parse()
-            .expect("a host name is a valid header value");
+            .expect("a host name and a port are a valid header value");
         request.headers_mut().insert(HOST, value);
     }
     request
 }
 
 /// Absolute form; `:authority` instead of Host (RFC 9113 §8.3.1).
-fn to_http2(mut request: Request<Body>, host: &HostName) -> Request<Body> {
+fn to_http2(mut request: Request<Body>, target: &Target) -> Request<Body> {
     *request.version_mut() = Version::HTTP_2;
     request.headers_mut().remove(HOST);
     let path = request
@@ -389,7 +395,7 @@ fn to_http2(mut request: Request<Body>, host: &HostName) -> Request<Body> {
         .to_owned();
     let uri = http::Uri::builder()
         .scheme("https")
-        .authority(host.as_str())
+        .authority(target.authority())
         .path_and_query(path)
         .build();
     *request.uri_mut() = uri.expect("a host name and the path of a valid address");

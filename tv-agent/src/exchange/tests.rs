@@ -1,7 +1,7 @@
 //! The pure checks on a request; whole requests are tested over loopback in the flow tests.
 
 use super::*;
-use crate::addr::OriginAddr;
+use crate::addr::{HostName, OriginAddr};
 
 fn target() -> Target {
     Target {

@@ -1,0 +1,9 @@
+//! The whole agent in process over loopback, between hostile clients, a vault and origins; one file per behaviour.
+
+mod bodies;
+mod credentials;
+mod grpc;
+mod policy;
+mod protocols;
+mod upgrades;
+mod vault;
