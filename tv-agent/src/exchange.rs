@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -130,6 +131,7 @@ struct Outcome {
     result: &'static str,
     /// Where the token came from, when there was one.
     token: Option<&'static str>,
+    refused: Option<Refusal>,
 }
 
 impl Session {
@@ -137,6 +139,8 @@ impl Session {
     async fn respond(&self, request: Request<Incoming>) -> Response<Body> {
         let began = Instant::now();
         let snapshot = self.exchange.current.load();
+        let (head, body) = request.into_parts();
+        let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let route = snapshot.routes.find(&self.target.host, &self.workload);
@@ -146,21 +150,19 @@ impl Session {
             git: inject::speaks_git(&self.target.host),
             head: method == Method::HEAD,
         };
-        let outcome = match self.answer(&snapshot, route, request).await {
+        let expects = request.headers().contains_key(header::EXPECT);
+        let outcome = match self.answer(&snapshot, route, request, &mut body).await {
             Ok(outcome) => outcome,
             Err(refusal) => {
-                let result = refusal.class.label();
-                tracing::warn!(
-                    host = %self.target.host,
-                    reason = result,
-                    fault = ?refusal.class.fault(),
-                    description = %refusal.description,
-                    "request refused"
-                );
+                // A client that waits for 100 Continue must not be told to send what nobody wants.
+                if let Some(body) = body.filter(|_| !expects) {
+                    discard(body).await;
+                }
                 Outcome {
                     response: respond::refuse(&refusal, asked),
-                    result,
+                    result: refusal.class.label(),
                     token: None,
+                    refused: Some(refusal),
                 }
             }
         };
@@ -169,22 +171,38 @@ impl Session {
         self.exchange
             .metrics
             .request(&name, outcome.result, status, began.elapsed());
-        tracing::info!(
-            target: "tv_agent::audit",
-            cgroup = self.workload.cgroup.as_deref().unwrap_or("unknown"),
-            tgid = self.workload.tgid,
-            uid = self.workload.uid,
-            host = %self.target.host,
-            origin = %self.target.origin,
-            route = &*name,
-            %method,
-            path,
-            result = outcome.result,
-            token = outcome.token.unwrap_or("none"),
-            status,
-            took_us = began.elapsed().as_micros() as u64,
-            "request"
-        );
+        let took = began.elapsed();
+        // One record, of a level by what became of it: a macro, since the level is part of the call's place.
+        macro_rules! record {
+            ($level:expr $(, $name:ident = $value:expr)*) => {
+                tracing::event!(
+                    target: "tv_agent::audit",
+                    $level,
+                    cgroup = self.workload.cgroup.as_deref().unwrap_or("unknown"),
+                    tgid = self.workload.tgid,
+                    uid = self.workload.uid,
+                    host = %self.target.host,
+                    origin = %self.target.origin,
+                    route = &*name,
+                    %method,
+                    path,
+                    result = outcome.result,
+                    token = outcome.token.unwrap_or("none"),
+                    status,
+                    took_us = took.as_micros() as u64,
+                    $($name = $value,)*
+                    "request"
+                )
+            };
+        }
+        match &outcome.refused {
+            None => record!(tracing::Level::INFO),
+            Some(refusal) => record!(
+                tracing::Level::WARN,
+                fault = tracing::field::debug(refusal.class.fault()),
+                why = refusal.description.as_str()
+            ),
+        }
         outcome.response
     }
 
@@ -193,7 +211,8 @@ impl Session {
         &self,
         snapshot: &Snapshot,
         route: Option<&Arc<Route>>,
-        request: Request<Incoming>,
+        request: Request<()>,
+        body: &mut Option<Incoming>,
     ) -> Result<Outcome, Refusal> {
         check_form(&request, &self.target)?;
         let route = route.ok_or_else(|| {
@@ -213,15 +232,17 @@ impl Session {
             .map_err(|error| refusal_of(&error))?;
         match presented {
             None if route.on_missing_token == OnMissingToken::Passthrough => {
-                let response = self.forward(snapshot, request.map(Body::passing)).await?;
+                let request = request.map(|()| body.take().map_or_else(Body::empty, Body::passing));
+                let response = self.forward(snapshot, request).await?;
                 Ok(Outcome {
                     response,
                     result: "passed_through",
                     token: None,
+                    refused: None,
                 })
             }
             None => Err(Refusal::new(Class::MissingToken, "Authorization header required")),
-            Some(presented) => self.swap(snapshot, route, presented, request).await,
+            Some(presented) => self.swap(snapshot, route, presented, request, body).await,
         }
     }
 
@@ -232,7 +253,8 @@ impl Session {
         snapshot: &Snapshot,
         route: &Route,
         presented: Presented,
-        request: Request<Incoming>,
+        request: Request<()>,
+        body: &mut Option<Incoming>,
     ) -> Result<Outcome, Refusal> {
         let vault = snapshot.vault(&route.vault)?;
         let grant = Grant {
@@ -243,15 +265,17 @@ impl Session {
         };
         let tokens = &self.exchange.tokens;
         let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let (head, body) = request.into_parts();
+        let (head, ()) = request.into_parts();
+        let body = body.take().map_or_else(Body::empty, Body::passing);
         let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
         let response = self
-            .inject_and_forward(snapshot, head, Body::passing(body), &presented, &obtained)
+            .inject_and_forward(snapshot, head, body, &presented, &obtained)
             .await?;
         let outcome = |response, obtained: &Obtained| Outcome {
             response,
             result: "forwarded",
             token: Some(obtained.source.label()),
+            refused: None,
         };
         if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {
             return Ok(outcome(response, &obtained));
@@ -330,6 +354,25 @@ impl Session {
         });
         Ok(response.map(|_| Body::empty()))
     }
+}
+
+/// Takes a little of a body that is not wanted, before the refusal.
+///
+/// An answer that overtakes the body resets the stream or the connection, and some clients lose the answer
+/// then (curl 7.88 over HTTP/2: "Empty reply").
+async fn discard(mut body: Incoming) {
+    let some = async {
+        let mut left = limits::DISCARDED_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, bytes::Bytes::len);
+            match left.checked_sub(length) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    };
+    // What did not come in time is not waited for.
+    let _ = tokio::time::timeout(limits::DISCARD_TIME, some).await;
 }
 
 fn refusal_of(error: &upstream::Error) -> Refusal {

@@ -16,6 +16,10 @@ pub const UPSTREAM_HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 pub const HEADER_BYTES: usize = 64 * 1024;
 /// Most header fields in a request or response.
 pub const HEADER_FIELDS: usize = 256;
+/// Bytes of a refused request's body that are taken and thrown away before the answer.
+pub const DISCARDED_BYTES: usize = 256 * 1024;
+/// How long a refusal waits for them.
+pub const DISCARD_TIME: Duration = Duration::from_millis(500);
 /// Time for a request's header block to arrive.
 pub const HEADER_TIME: Duration = Duration::from_secs(30);
 /// Longest subject token that is looked at, bytes.
