@@ -11,7 +11,6 @@ use rustls::client::danger::ServerCertVerifier as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 
-use super::facts::Parsed;
 use super::files::{self, Paths};
 use super::profile::{self, CaKey};
 use super::subtree::Subtrees;
@@ -245,25 +244,4 @@ pub(super) fn new_intermediate(
 
 fn make_root(source: rcgen::Error) -> Error {
     Error::Make { what: "root", source }
-}
-
-/// Checks that do not depend on the role: a CA, valid now.
-pub(super) fn check_ca(path: &Path, parsed: &Parsed, now: OffsetDateTime) -> Result<(), Error> {
-    let path = || path.to_owned();
-    if !parsed.signs {
-        return Err(Error::NotACa { path: path() });
-    }
-    if now < parsed.not_before {
-        return Err(Error::NotYetValid {
-            path: path(),
-            at: parsed.not_before,
-        });
-    }
-    if now >= parsed.not_after {
-        return Err(Error::Expired {
-            path: path(),
-            at: parsed.not_after,
-        });
-    }
-    Ok(())
 }

@@ -1,13 +1,15 @@
 //! What a certificate says about itself, as far as the CA has to know or show it.
 
+use std::path::Path;
+
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use x509_parser::extensions::{GeneralName, GeneralSubtree};
 
-use super::rfc3339;
 use super::subtree::Subtrees;
+use super::{Error, rfc3339};
 
 /// A certificate for people and for `-o json`. Times are RFC 3339, UTC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -75,6 +77,27 @@ impl Parsed {
             path_length: basic.and_then(|b| b.value.path_len_constraint),
             subtrees,
         })
+    }
+
+    /// Checks that do not depend on the role: a CA, valid now.
+    pub(super) fn check_ca(&self, path: &Path, now: OffsetDateTime) -> Result<(), Error> {
+        let path = || path.to_owned();
+        if !self.signs {
+            return Err(Error::NotACa { path: path() });
+        }
+        if now < self.not_before {
+            return Err(Error::NotYetValid {
+                path: path(),
+                at: self.not_before,
+            });
+        }
+        if now >= self.not_after {
+            return Err(Error::Expired {
+                path: path(),
+                at: self.not_after,
+            });
+        }
+        Ok(())
     }
 }
 

@@ -14,7 +14,6 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::Error;
-use super::authority::check_ca;
 use super::facts::Parsed;
 use super::profile::CaKey;
 
@@ -59,7 +58,7 @@ pub(super) fn lock_shared(paths: &Paths) -> Result<Option<Flock<File>>, Error> {
 /// A CA certificate that is valid at `now`.
 pub(super) fn read_ca(path: &Path, now: OffsetDateTime) -> Result<(CertificateDer<'static>, Parsed), Error> {
     let (der, parsed) = read_certificate(path)?;
-    check_ca(path, &parsed, now)?;
+    parsed.check_ca(path, now)?;
     Ok((der, parsed))
 }
 
