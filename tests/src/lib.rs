@@ -5,4 +5,5 @@ pub mod demo;
 pub mod fakes;
 pub mod process;
 pub mod sandbox;
+pub mod tools;
 pub mod world;
