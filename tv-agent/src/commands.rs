@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::cli::Output;
 use crate::config::{self, Config};
 use crate::redirect::{self, AgentDown, KernelPolicy, Listeners, Redirect};
@@ -102,6 +104,20 @@ fn kernel_half(instance: &str) -> Result<Redirect, KernelHalf> {
             None => KernelHalf::Redirect(source),
         }
     })
+}
+
+/// The limits on open files, soft and hard.
+type OpenFiles = (u64, u64);
+
+/// Raises the soft limit on open files to the hard one, since each connection takes two, and gives what it was.
+fn raise_open_files() -> OpenFiles {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
+    if soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, hard, "cannot raise the limit on open files");
+    }
+    (soft, hard)
 }
 
 fn cgroup2_mount() -> Result<PathBuf, NoCgroup2> {

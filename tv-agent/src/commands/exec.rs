@@ -89,7 +89,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
         Path::new("/"),
     )?;
     let spec = directory.0.join("enter.json");
-    EnterSpec::new(cgroup.0.clone(), trust)
+    EnterSpec::new(cgroup.0.clone(), trust, super::raise_open_files())
         .write(&spec)
         .map_err(|source| Error::Io {
             what: "write",

@@ -96,6 +96,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
 
     let mut redirect = super::kernel_half(INSTANCE)?;
+    super::raise_open_files();
     if let Some(log) = redirect.kernel_log() {
         tokio::spawn(log.run());
     }
