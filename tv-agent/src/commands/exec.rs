@@ -148,6 +148,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     if cgroup.remove() {
         redirect.release()?;
     } else {
+        directory.leave();
         tracing::warn!(
             "processes that the command started still run; their connections to captured ports are refused from \
              now on, until they end and `tv-agent cleanup` is run"
@@ -231,6 +232,11 @@ impl Directory {
             source,
         })?;
         Ok(Self(path))
+    }
+
+    /// For processes whose mounts show it; cleanup removes it when they are gone.
+    fn leave(self) {
+        std::mem::forget(self);
     }
 }
 
