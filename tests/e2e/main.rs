@@ -1,3 +1,9 @@
-//! The real binary, real clients, the real kernel; one file per behaviour. Everything around it is `World`.
+//! The real binary, real clients, the real kernel; one file per topic. Everything around it is `World`.
 
-mod happy_path;
+mod clients;
+mod commands;
+mod daemon;
+mod exec;
+mod failures;
+mod load;
+mod support;
