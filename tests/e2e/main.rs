@@ -1,9 +1,11 @@
 //! The real binary, real clients, the real kernel; one file per topic. Everything around it is `World`.
 
+mod absence;
 mod clients;
 mod commands;
 mod daemon;
 mod exec;
 mod failures;
+mod leftovers;
 mod load;
 mod support;

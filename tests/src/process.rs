@@ -191,7 +191,8 @@ impl Running {
     }
 
     fn output(&mut self, status: ExitStatus) -> Finished {
-        let text = |pipe: Option<Collected>| pipe.map(Collected::text).unwrap_or_default();
+        let until = Instant::now() + GRACE;
+        let text = |pipe: Option<Collected>| pipe.map(|p| p.text(until)).unwrap_or_default();
         Finished {
             status,
             stdout: text(self.stdout.take()),
@@ -217,9 +218,8 @@ struct Collected {
 }
 
 impl Collected {
-    /// All of it; what there is, when a process that left the group still holds the pipe open.
-    fn text(self) -> String {
-        let until = Instant::now() + GRACE;
+    /// All of it; what there is at `until`, when a process that left the group still holds the pipe open.
+    fn text(self, until: Instant) -> String {
         while !self.reader.is_finished() && Instant::now() < until {
             sleep(POLL);
         }
