@@ -1,4 +1,11 @@
-//! The real binary, real clients, the real kernel; one file per behaviour. Everything around it is `World`.
+//! The real binary, real clients, the real kernel; one file per topic. Everything around it is `World`.
 
-mod happy_path;
-mod refusals;
+mod absence;
+mod clients;
+mod commands;
+mod daemon;
+mod exec;
+mod failures;
+mod leftovers;
+mod load;
+mod support;

@@ -13,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::process;
 use crate::sandbox;
+use crate::tools;
 use crate::world::{self, World};
 use story::Story;
 
@@ -86,6 +87,11 @@ pub fn run() -> ExitCode {
         }
     };
     watch_signals();
+    // Before the world: it has no way out to where packages come from.
+    story.prepares("the Python clients of the gRPC chapter (once, with pip)");
+    if let Err(reason) = tools::install_python_clients() {
+        story.lacks_python_clients(reason);
+    }
     let world = match World::enter(&agent) {
         Ok(world) => world,
         Err(error) => {

@@ -9,4 +9,5 @@ pub mod probe;
 pub mod process;
 pub mod sandbox;
 pub mod sys;
+pub mod tools;
 pub mod world;

@@ -6,6 +6,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
@@ -67,8 +68,8 @@ pub fn interrupted() -> bool {
 pub struct Running {
     child: Child,
     sweep: bool,
-    stdout: Option<JoinHandle<String>>,
-    stderr: Option<JoinHandle<String>>,
+    stdout: Option<Collected>,
+    stderr: Option<Collected>,
 }
 
 /// Starts `command` in a process group of its own, its output being collected.
@@ -128,6 +129,14 @@ impl Running {
     /// # Errors
     /// `TimedOut` with what it said so far, or `Interrupted`; its group is ended in both cases.
     pub fn finish(mut self, limit: Duration) -> io::Result<Finished> {
+        self.wait(limit)
+    }
+
+    /// As [`Running::finish`], keeping the value.
+    ///
+    /// # Errors
+    /// As [`Running::finish`]; on `Interrupted` the group ends with this value.
+    pub fn wait(&mut self, limit: Duration) -> io::Result<Finished> {
         let until = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.ended() {
@@ -182,8 +191,8 @@ impl Running {
     }
 
     fn output(&mut self, status: ExitStatus) -> Finished {
-        let text =
-            |reader: Option<JoinHandle<String>>| reader.and_then(|r| r.join().ok()).unwrap_or_default();
+        let until = Instant::now() + GRACE;
+        let text = |pipe: Option<Collected>| pipe.map(|p| p.text(until)).unwrap_or_default();
         Finished {
             status,
             stdout: text(self.stdout.take()),
@@ -202,13 +211,35 @@ impl Drop for Running {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What came before an error is still worth showing.
-        pipe.read_to_end(&mut bytes).ok();
+/// What comes out of one pipe, read by a thread of its own.
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Collected {
+    /// All of it; what there is at `until`, when a process that left the group still holds the pipe open.
+    fn text(self, until: Instant) -> String {
+        while !self.reader.is_finished() && Instant::now() < until {
+            sleep(POLL);
+        }
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
-    })
+    }
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> Collected {
+    let bytes = Arc::new(Mutex::new(Vec::new()));
+    let shared = bytes.clone();
+    let reader = std::thread::spawn(move || {
+        let mut piece = vec![0; 64 * 1024];
+        // What came before an error is still worth showing.
+        while let Ok(length @ 1..) = pipe.read(&mut piece) {
+            let mut bytes = shared.lock().unwrap_or_else(PoisonError::into_inner);
+            bytes.extend_from_slice(&piece[..length]);
+        }
+    });
+    Collected { bytes, reader }
 }
 
 /// The cgroup v2 directories of a process group's members, save the one that this process is in.
@@ -290,6 +321,18 @@ mod tests {
             sleep(POLL);
         }
         assert!(gone(), "{:?}", Pid::from_raw(pid));
+    }
+
+    #[test]
+    fn output_that_a_stranger_holds_open_is_not_waited_for() {
+        // The sleeper leaves the group, but keeps the pipe.
+        let script = "echo out; setsid sleep 20 & echo $!";
+        let started = Instant::now();
+        let finished = run(&mut sh(script), Duration::from_secs(5)).unwrap();
+        assert!(started.elapsed() < GRACE + Duration::from_secs(2));
+        let (out, pid) = finished.stdout.split_once('\n').unwrap();
+        assert_eq!(out, "out");
+        nix::sys::signal::kill(Pid::from_raw(pid.trim().parse().unwrap()), Signal::SIGKILL).unwrap();
     }
 
     #[test]

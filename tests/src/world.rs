@@ -1,33 +1,37 @@
 //! A small internet around one agent: names, Auth0, GitHub, Google and a host that no route names.
 //!
-//! The e2e tests and the demo share it. It lives in the namespaces of the thread that makes it; the agent
-//! binary and the clients are started from that thread.
+//! The e2e tests and the demo share it. It lives in the namespaces of the thread that makes it; the agent binary
+//! and the clients are started from that thread.
 
 mod answer;
 mod config;
 mod daemon;
+mod hosts;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::fakes::auth0::Auth0;
 use crate::fakes::dns::Dns;
 use crate::fakes::origin::{Origin, Setup, Site, git};
-use crate::fakes::pki::{Identity, Pki};
-use crate::process::{self, Finished};
+use crate::fakes::pki::Pki;
+use crate::process::{self, Finished, Running};
 use crate::sandbox::{self, Sandbox};
+use crate::tools;
 pub use answer::Answer;
 pub use config::to_yaml;
 pub use daemon::Daemon;
+use hosts::{addresses, sockets};
 
 pub const TENANT: &str = "acme.eu.auth0.com";
 pub const GITHUB_API: &str = "api.github.com";
@@ -38,18 +42,16 @@ pub const GOOGLE_GRPC: &str = "pubsub.googleapis.com";
 pub const UNROUTED: &str = "packages.example.org";
 
 pub const CLIENT_ID: &str = "tv-agent-client";
-const CLIENT_SECRET: &str = "s3cret/with:odd+chars";
+pub const CLIENT_SECRET: &str = "s3cret/with:odd+chars";
 
 /// Longest run of one client under the agent.
 const CLIENT_TIME: Duration = Duration::from_secs(30);
 
-/// Each host's last address part, in 192.0.2.0/24 and 2001:db8::/32 (RFC 5737, RFC 3849).
+/// Each host's last address part; see [`hosts`].
 const AUTH0_AT: u8 = 10;
 const GITHUB_AT: u8 = 20;
 const GOOGLE_AT: u8 = 30;
 const UNROUTED_AT: u8 = 40;
-/// For [`World::origin`].
-const SPARE_AT: std::ops::RangeInclusive<u8> = 50..=55;
 
 /// Everything around the agent. Dropped, it is gone, and complains about calls that nobody expected.
 pub struct World {
@@ -64,6 +66,9 @@ pub struct World {
     agent: PathBuf,
     dir: TempDir,
     count: AtomicU32,
+    spares: AtomicU8,
+    /// Where the Python clients are, once [`tools::install_python_clients`] has put them there.
+    python: Option<PathBuf>,
     _sandbox: Sandbox,
 }
 
@@ -96,10 +101,17 @@ impl World {
     /// # Errors
     /// When a file cannot be written or an address not be bound.
     pub fn enter(agent: &Path) -> io::Result<Self> {
-        let hosts = [AUTH0_AT, GITHUB_AT, GOOGLE_AT, UNROUTED_AT]
-            .into_iter()
-            .chain(SPARE_AT);
+        let hosts = [AUTH0_AT, GITHUB_AT, GOOGLE_AT, UNROUTED_AT];
+        let hosts = hosts.into_iter().chain(hosts::SPARES);
         let sandbox = sandbox::enter(&hosts.flat_map(addresses).collect::<Vec<_>>());
+        // Its own, or the one daemon of this world would be the one daemon of the machine.
+        mount(
+            Some("tmpfs"),
+            "/run",
+            Some("tmpfs"),
+            MsFlags::empty(),
+            Some("mode=755"),
+        )?;
         sandbox.bind_file(
             "nameserver 127.0.0.1\noptions timeout:1 attempts:2\n",
             "/etc/resolv.conf",
@@ -157,6 +169,8 @@ impl World {
             agent: agent.to_owned(),
             dir,
             count: AtomicU32::new(0),
+            spares: AtomicU8::new(0),
+            python: tools::python_clients(),
             _sandbox: sandbox,
         })
     }
@@ -181,21 +195,6 @@ impl World {
     pub fn connect_google(&self, user: &str, token: &str, account: &str) {
         self.auth0.connect(user, "google-oauth2", token, 3600);
         self.google.accept(token, account);
-    }
-
-    /// One more host with one name, at the `nth` of six spare addresses.
-    ///
-    /// # Errors
-    /// When the address is taken.
-    pub fn origin(&self, nth: u8, name: &str, identity: &Identity, alpn: &[&str]) -> io::Result<Origin> {
-        let at = SPARE_AT.start() + nth;
-        self.dns.set(name, &addresses(at));
-        Origin::start(&Setup {
-            site: Site::Plain,
-            addrs: &sockets(at),
-            identity,
-            alpn,
-        })
     }
 
     /// A directory that vanishes with the world.
@@ -250,7 +249,8 @@ impl World {
         Ok(path)
     }
 
-    /// A command in this world with PATH and HOME and nothing else in its environment.
+    /// A command in this world with PATH, HOME and, for Python clients that no system brings, PYTHONPATH in its
+    /// environment, and nothing else.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         self.clean(Command::new(program.as_ref()))
     }
@@ -281,17 +281,41 @@ impl World {
     /// # Errors
     /// When it cannot be started or does not end.
     pub fn exec_with(&self, config: &Value, client: &[&str]) -> io::Result<Finished> {
+        self.start_exec(config, client)?.finish(CLIENT_TIME)
+    }
+
+    /// As [`World::exec_with`], without waiting for the end.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_exec(&self, config: &Value, client: &[&str]) -> io::Result<Running> {
+        let mut command = self.exec_command(config)?;
+        command.args(client).stdin(Stdio::null());
+        Ok(process::start(&mut command)?.sweeping())
+    }
+
+    /// `tv-agent exec --config … --`; the command is still to be added.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written.
+    pub fn exec_command(&self, config: &Value) -> io::Result<Command> {
         let config = self.write_config(config)?;
         let mut command = self.agent();
-        command
-            .arg("exec")
-            .arg("--config")
-            .arg(config)
-            .arg("--")
-            .args(client);
-        process::start(command.stdin(Stdio::null()))?
-            .sweeping()
-            .finish(CLIENT_TIME)
+        command.arg("exec").arg("--config").arg(config).arg("--");
+        Ok(command)
+    }
+
+    /// Runs `tv-agent` with `arguments` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn tv_agent(&self, arguments: &[&str]) -> io::Result<Finished> {
+        process::run(self.agent().args(arguments), CLIENT_TIME)
+    }
+
+    /// The agent's program file.
+    pub fn agent_file(&self) -> &Path {
+        &self.agent
     }
 
     /// Calls that no fake expected, each with the fake's name; they no longer count as failures.
@@ -317,6 +341,7 @@ impl World {
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("HOME", self.dir.path().join("home"))
+            .envs(self.python.iter().map(|path| ("PYTHONPATH", path)))
             .current_dir(self.dir.path());
         command
     }
@@ -339,8 +364,7 @@ pub fn agent_binary() -> Result<PathBuf, String> {
     }
 }
 
-/// A token of the form that Auth0 gives for a custom API: a JWT, valid for an hour, its signature random
-/// bytes.
+/// A token of the form that Auth0 gives for a custom API: a JWT, valid for an hour, its signature random bytes.
 pub fn subject_token(user: &str) -> String {
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let part = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
@@ -353,15 +377,4 @@ pub fn subject_token(user: &str) -> String {
         "{header}.{claims}.{}",
         BASE64_URL_SAFE_NO_PAD.encode(format!("signature of {user}"))
     )
-}
-
-fn addresses(at: u8) -> [IpAddr; 2] {
-    [
-        Ipv4Addr::new(192, 0, 2, at).into(),
-        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, at.into()).into(),
-    ]
-}
-
-fn sockets(at: u8) -> [SocketAddr; 2] {
-    addresses(at).map(|ip| (ip, 443).into())
 }

@@ -220,7 +220,11 @@ impl Agent {
     }
 }
 
-fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> {
+/// Whether the CA may sign for every host of the routes.
+///
+/// # Errors
+/// [`Error::NotPermitted`] with the first one that it may not sign for.
+pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> {
     for subtree in config.subtrees() {
         let permitted = crate::addr::HostName::parse(&subtree).is_some_and(|host| authority.permits(&host));
         if !permitted {

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::cli::Output;
 use crate::config::{self, Config};
-use crate::redirect::{AgentDown, KernelPolicy, Listeners};
+use crate::redirect::{self, AgentDown, KernelPolicy, Listeners, Redirect};
 
 pub mod ca;
 pub mod check;
@@ -73,6 +75,50 @@ fn routes_v6(table: &str) -> bool {
 #[derive(Debug, thiserror::Error)]
 #[error("there is no cgroup v2 mount; mount one, or start the agent where it sees the host's")]
 pub struct NoCgroup2(#[source] std::io::Error);
+
+/// Why the kernel half is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelHalf {
+    #[error("root is needed ({missing}); {remedy}")]
+    Privileges {
+        missing: String,
+        remedy: String,
+        source: redirect::Error,
+    },
+    #[error(transparent)]
+    Redirect(#[from] redirect::Error),
+}
+
+/// Loads it. Of all that may then fail for want of privileges, the want itself is named.
+fn kernel_half(instance: &str) -> Result<Redirect, KernelHalf> {
+    Redirect::load(Path::new(PIN_ROOT), Path::new(RUN_DIR), instance).map_err(|source| {
+        let wanting = redirect::probe()
+            .into_iter()
+            .find(|finding| finding.name == "capabilities" && !finding.ok);
+        match wanting {
+            Some(finding) => KernelHalf::Privileges {
+                missing: finding.detail,
+                remedy: finding.remedy.unwrap_or_default(),
+                source,
+            },
+            None => KernelHalf::Redirect(source),
+        }
+    })
+}
+
+/// The limits on open files, soft and hard.
+type OpenFiles = (u64, u64);
+
+/// Raises the soft limit on open files to the hard one, since each connection takes two, and gives what it was.
+fn raise_open_files() -> OpenFiles {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
+    if soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, hard, "cannot raise the limit on open files");
+    }
+    (soft, hard)
+}
 
 fn cgroup2_mount() -> Result<PathBuf, NoCgroup2> {
     crate::redirect::cgroup2_mount().map_err(NoCgroup2)

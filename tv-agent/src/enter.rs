@@ -14,6 +14,7 @@ use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::trust::{Mount, Trust};
@@ -31,6 +32,8 @@ pub struct EnterSpec {
     pub mounts: Vec<Mount>,
     /// Set on top of the inherited environment.
     pub env: Vec<(OsString, OsString)>,
+    /// Soft and hard limit on open files as the caller of `exec` has them; the agent raised its own.
+    pub open_files: (u64, u64),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,8 @@ pub enum Error {
     Namespace { source: io::Error },
     #[error("cannot keep the command's mounts from spreading to the rest of the system")]
     Propagation { source: io::Error },
+    #[error("cannot set the limit on open files back to {soft}")]
+    OpenFiles { soft: u64, source: io::Error },
     #[error("cannot mount {} over {}", .source_path.display(), .target.display())]
     Mount {
         source_path: PathBuf,
@@ -68,17 +73,19 @@ impl Error {
             | Self::Cgroup { .. }
             | Self::Namespace { .. }
             | Self::Propagation { .. }
+            | Self::OpenFiles { .. }
             | Self::Mount { .. } => 125,
         }
     }
 }
 
 impl EnterSpec {
-    pub fn new(cgroup: PathBuf, trust: Trust) -> Self {
+    pub fn new(cgroup: PathBuf, trust: Trust, open_files: (u64, u64)) -> Self {
         Self {
             cgroup,
             mounts: trust.mounts,
             env: trust.env,
+            open_files,
         }
     }
 
@@ -124,7 +131,10 @@ pub fn enter(spec: &EnterSpec, argv: &[OsString]) -> Error {
     let Some((program, args)) = argv.split_first() else {
         return Error::NoCommand;
     };
-    if let Err(error) = join_cgroup(&spec.cgroup).and_then(|()| mount_all(&spec.mounts)) {
+    let prepared = join_cgroup(&spec.cgroup)
+        .and_then(|()| mount_all(&spec.mounts))
+        .and_then(|()| limit_open_files(spec.open_files));
+    if let Err(error) = prepared {
         return error;
     }
     let envs = spec.env.iter().map(|(name, value)| (name, value));
@@ -171,6 +181,13 @@ fn mount_all(mounts: &[Mount]) -> Result<(), Error> {
     Ok(())
 }
 
+fn limit_open_files((soft, hard): (u64, u64)) -> Result<(), Error> {
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|errno| Error::OpenFiles {
+        soft,
+        source: errno.into(),
+    })
+}
+
 fn not_run(program: &OsStr, source: io::Error) -> Error {
     let program = PathBuf::from(program);
     if source.kind() == io::ErrorKind::NotFound {
@@ -200,6 +217,7 @@ mod tests {
                 target: "/etc/ssl/certs".into(),
             }],
             env: vec![("NAME".into(), OsString::from_vec(b"caf\xe9 =\n".to_vec()))],
+            open_files: (1024, 524_288),
         };
         spec.write(&path).unwrap();
         assert_eq!(EnterSpec::read(&path).unwrap(), spec);
@@ -217,6 +235,7 @@ mod tests {
             cgroup: temp.path().join("no-cgroup"),
             mounts: Vec::new(),
             env: Vec::new(),
+            open_files: (1024, 1024),
         };
         // Were the command run, this test would end here with its exit code.
         let error = enter(&spec, &argv(&["false"]));

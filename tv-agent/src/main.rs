@@ -1,5 +1,6 @@
 //! The program: arguments, logging, and one command.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -66,6 +67,8 @@ fn log(cli: &Cli) {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // Colours are for people; a log file or a pipe gets none.
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr);
     if cli.log_json {
         builder.json().init();

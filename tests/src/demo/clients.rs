@@ -89,7 +89,8 @@ pub(super) fn node(world: &World, story: &mut Story) -> Held {
 
 pub(super) fn grpc(world: &World, story: &mut Story) -> Held {
     if !installed(world, &["python3", "-c", "import grpc"])? {
-        story.skipped("python3 cannot import grpc (pip install grpcio)");
+        let why = story.why_no_python_clients();
+        story.skipped(&format!("python3 cannot import grpc: {why}"));
         return Ok(());
     }
     let user = alice(world, story);

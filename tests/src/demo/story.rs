@@ -24,6 +24,8 @@ pub(super) struct Story {
     colours: bool,
     /// Token → label.
     labels: Vec<(String, String)>,
+    /// Why pip did not give the Python clients, where it did not.
+    no_python_clients: Option<String>,
 }
 
 impl Story {
@@ -36,12 +38,29 @@ impl Story {
             start: Instant::now(),
             colours,
             labels: Vec::new(),
+            no_python_clients: None,
         }
     }
 
     /// From now on `token` is shown as `label`.
     pub(super) fn label(&mut self, token: &str, label: &str) {
         self.labels.push((token.to_owned(), format!("{label}…")));
+    }
+
+    /// Something that may take a while before the first chapter.
+    pub(super) fn prepares(&self, what: &str) {
+        println!("Preparing {what}.");
+    }
+
+    pub(super) fn lacks_python_clients(&mut self, why: String) {
+        self.no_python_clients = Some(why);
+    }
+
+    /// Why the Python clients are not there.
+    pub(super) fn why_no_python_clients(&self) -> String {
+        self.no_python_clients
+            .clone()
+            .unwrap_or_else(|| "pip has installed it for another Python".to_owned())
     }
 
     pub(super) fn open(&self, world: &World) {
@@ -53,7 +72,7 @@ impl Story {
         println!("  {GOOGLE:<24} a Google-like API, h1 and h2");
         println!("  {GOOGLE_GRPC:<24} a gRPC service");
         println!("  {UNROUTED:<24} a host that no route names");
-        println!("Clients are unmodified and run with PATH and HOME as their whole environment.");
+        println!("Clients are unmodified; PATH, HOME and PYTHONPATH are their whole environment.");
         if world.repository_head.is_none() {
             println!("git is not installed here: its chapter is left out.");
         }

@@ -2,43 +2,46 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use super::{CLIENT_TIME, World};
+use super::{CLIENT_TIME, World, to_yaml};
 use crate::cgroup::TestCgroup;
 use crate::process::{self, Finished, Running};
 
-/// Time for the agent to load its programs and answer.
+/// Time for the agent to load its programs and attach them.
 const START_TIME: Duration = Duration::from_secs(15);
 
 /// A running agent. Dropped, it is asked to end, then killed; its cgroup goes with it.
 pub struct Daemon<'w> {
     world: &'w World,
     running: Running,
+    config: PathBuf,
     metrics: SocketAddr,
     // After the agent: it lets go of the cgroup first.
     cgroup: TestCgroup,
 }
 
 impl World {
-    /// Makes the agent's CA if there is none and starts the agent with `config`, whose
-    /// `intercept.cgroups` is set to one fresh cgroup.
+    /// Makes the agent's CA if there is none and starts the agent with `config`, whose `intercept.cgroups` is set to
+    /// one fresh cgroup.
     ///
     /// # Errors
-    /// When it ends or does not answer at its metrics address; the error holds what it said.
+    /// When it ends or is not ready in time; the error holds what it said.
     pub fn daemon(&self, name: &str, mut config: Value) -> io::Result<Daemon<'_>> {
         let cgroup = TestCgroup::new(name);
         config["intercept"]["cgroups"] = json!([cgroup.name()]);
         let metrics = config["admin"]["metrics"].as_str().unwrap_or_default();
         let metrics = metrics.parse().map_err(io::Error::other)?;
-        let path = self.write_config(&config)?;
+        let config = self.write_config(&config)?;
         if !self.agent_root().exists() {
             let mut init = self.agent();
-            let made = process::run(init.args(["ca", "init", "--config"]).arg(&path), START_TIME)?;
+            let made = process::run(init.args(["ca", "init", "--config"]).arg(&config), START_TIME)?;
             if !made.success() {
                 return Err(io::Error::other(format!(
                     "tv-agent ca init: {}{}",
@@ -46,11 +49,10 @@ impl World {
                 )));
             }
         }
-        let mut command = self.agent();
-        command.arg("run").arg("--config").arg(path).stdin(Stdio::null());
         let mut daemon = Daemon {
             world: self,
-            running: process::start(&mut command)?,
+            running: start(self, &config)?,
+            config,
             metrics,
             cgroup,
         };
@@ -64,13 +66,39 @@ impl Daemon<'_> {
         &self.cgroup
     }
 
+    /// The file that it was started with.
+    pub fn config_file(&self) -> &Path {
+        &self.config
+    }
+
+    /// Replaces that file by `config`, with the cgroup that it has.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn rewrite_config(&self, mut config: Value) -> io::Result<()> {
+        config["intercept"]["cgroups"] = json!([self.cgroup.name()]);
+        std::fs::write(&self.config, to_yaml(&config))
+    }
+
     /// Runs `client` inside the enrolled cgroup.
     ///
     /// # Errors
     /// When it cannot be started or does not end.
     pub fn run(&self, client: &[&str]) -> io::Result<Finished> {
-        let mut command = self.world.clean(self.cgroup.command(client[0]));
-        process::run(command.args(&client[1..]), CLIENT_TIME)
+        self.run_for(client, CLIENT_TIME)
+    }
+
+    /// As [`Daemon::run`], at most `limit`.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn run_for(&self, client: &[&str], limit: Duration) -> io::Result<Finished> {
+        process::run(self.command(client[0]).args(&client[1..]), limit)
+    }
+
+    /// A command that starts inside the enrolled cgroup, its environment cleared.
+    pub fn command(&self, program: &str) -> Command {
+        self.world.clean(self.cgroup.command(program))
     }
 
     /// The metrics as the agent serves them.
@@ -78,7 +106,51 @@ impl Daemon<'_> {
     /// # Errors
     /// When it does not answer with status 200.
     pub fn metrics(&self) -> io::Result<String> {
-        get(self.metrics, "/metrics")
+        match self.get("/metrics")? {
+            (200, text) => Ok(text),
+            (status, text) => Err(io::Error::other(format!("status {status}: {text}"))),
+        }
+    }
+
+    /// The value of one line of the metrics, `name` with its labels; 0 while there is no such line.
+    ///
+    /// # Errors
+    /// As [`Daemon::metrics`].
+    pub fn metric(&self, name: &str) -> io::Result<u64> {
+        let text = self.metrics()?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(Ok(0), |value| value.parse().map_err(io::Error::other))
+    }
+
+    /// Status and body of one GET at its local HTTP port.
+    ///
+    /// # Errors
+    /// When nobody answers there.
+    pub fn get(&self, path: &str) -> io::Result<(u16, String)> {
+        get(self.metrics, path)
+    }
+
+    /// The most memory that it ever held (VmHWM, proc_pid_status(5)), bytes.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn peak_memory(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kib: u64 = kib
+            .ok_or(io::ErrorKind::InvalidData)?
+            .parse()
+            .map_err(io::Error::other)?;
+        Ok(kib * 1024)
+    }
+
+    /// # Errors
+    /// When it is gone.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        kill(self.running.pid(), signal).map_err(io::Error::from)
     }
 
     /// kill -9.
@@ -91,9 +163,26 @@ impl Daemon<'_> {
         self.running.end()
     }
 
+    /// Waits for the end that something else causes.
+    ///
+    /// # Errors
+    /// When it does not come within `limit`.
+    pub fn wait(&mut self, limit: Duration) -> io::Result<Finished> {
+        self.running.wait(limit)
+    }
+
+    /// Starts it again after its end, with the same file and cgroup.
+    ///
+    /// # Errors
+    /// When it ends or is not ready in time.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.running = start(self.world, &self.config)?;
+        self.wait_until_ready()
+    }
+
     fn wait_until_ready(&mut self) -> io::Result<()> {
         let until = Instant::now() + START_TIME;
-        while self.metrics().is_err() {
+        while !matches!(self.get("/healthz/ready"), Ok((200, _))) {
             let ended = self.running.ended().is_some();
             if ended || process::interrupted() || Instant::now() >= until {
                 let said = self.running.end();
@@ -109,8 +198,14 @@ impl Daemon<'_> {
     }
 }
 
+fn start(world: &World, config: &Path) -> io::Result<Running> {
+    let mut command = world.agent();
+    command.arg("run").arg("--config").arg(config);
+    process::start(command.stdin(Stdio::null()))
+}
+
 /// One GET without TLS.
-fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
+fn get(addr: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     write!(
@@ -119,8 +214,7 @@ fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
     )?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
-    match text.split_once("\r\n\r\n") {
-        Some((head, body)) if head.starts_with("HTTP/1.1 200 ") => Ok(body.to_owned()),
-        _ => Err(io::Error::other(text)),
-    }
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(io::ErrorKind::InvalidData)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{chain, load, print, run::missing_cgroups};
-use crate::ca;
+use crate::agent;
+use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
 use crate::config::Config;
 use crate::redirect;
@@ -131,32 +132,38 @@ fn cgroups(config: &Config, daemon: bool) -> Vec<Finding> {
 
 fn authority(config: &Config) -> Finding {
     const NAME: &str = "certificate authority";
-    match ca::show(&config.ca_dir) {
-        Ok(shown) => match shown.problem {
-            Some(problem) => Finding::bad(
+    let bad =
+        |detail: String| Finding::bad(NAME, detail, "run `tv-agent ca init` with the same configuration");
+    let shown = match ca::show(&config.ca_dir) {
+        Ok(shown) => shown,
+        Err(ca::Error::Missing { .. }) => {
+            return Finding::good(
                 NAME,
-                problem,
-                "run `tv-agent ca init` with the same configuration",
-            ),
-            None if shown.root_key_on_node => Finding::good(
-                NAME,
-                format!(
-                    "good until {}; the root's key lies on this node, move it away",
-                    shown.intermediate.not_after
-                ),
-            ),
-            None => Finding::good(NAME, format!("good until {}", shown.intermediate.not_after)),
-        },
-        Err(ca::Error::Missing { .. }) => Finding::good(
-            NAME,
-            "none yet: `exec` makes one for each run; `run` needs `tv-agent ca init`",
-        ),
-        Err(error) => Finding::bad(
-            NAME,
-            chain(&error),
-            "run `tv-agent ca init` with the same configuration",
-        ),
+                "none yet: `exec` makes one for each run; `run` needs `tv-agent ca init`",
+            );
+        }
+        Err(error) => return bad(chain(&error)),
+    };
+    if let Some(problem) = shown.problem {
+        return bad(problem);
     }
+    match Authority::load(&config.ca_dir) {
+        Ok(authority) => {
+            if let Err(error) = agent::check_permitted(config, &authority) {
+                return bad(chain(&error));
+            }
+        }
+        Err(error) => return bad(chain(&error)),
+    }
+    let until = shown.intermediate.not_after;
+    Finding::good(
+        NAME,
+        if shown.root_key_on_node {
+            format!("good until {until}; the root's key lies on this node, move it away")
+        } else {
+            format!("good until {until}")
+        },
+    )
 }
 
 async fn vaults(config: Config) -> Vec<Finding> {

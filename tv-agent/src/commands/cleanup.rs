@@ -1,13 +1,23 @@
 //! `tv-agent cleanup`: what agents that are gone have left.
 
-use std::path::Path;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use super::{PIN_ROOT, RUN_DIR, chain, print};
 use crate::cli::{OutputArgs, exit};
-use crate::redirect;
+use crate::redirect::{self, Removed};
 
 pub fn run(args: OutputArgs) -> u8 {
-    match redirect::cleanup(Path::new(PIN_ROOT), Path::new(RUN_DIR)) {
+    let run_dir = Path::new(RUN_DIR);
+    let cleaned = redirect::cleanup(Path::new(PIN_ROOT), run_dir)
+        .map_err(Error::Redirect)
+        .and_then(|mut removed| {
+            let mount = redirect::cgroup2_mount().map_err(Error::Mount)?;
+            remove_exec_directories(run_dir, &mount, &mut removed)?;
+            Ok(removed)
+        });
+    match cleaned {
         Ok(removed) => {
             print(args.output, &removed, || {
                 if removed.is_empty() {
@@ -21,5 +31,101 @@ pub fn run(args: OutputArgs) -> u8 {
             tracing::error!("{}", chain(&error));
             exit::FAILED
         }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Redirect(redirect::Error),
+    #[error("cannot find the cgroup2 mount")]
+    Mount(#[source] io::Error),
+    #[error("cannot remove {}", path.display())]
+    Remove { path: PathBuf, source: io::Error },
+}
+
+/// Removes the directory of each `exec` that is gone, and its cgroup.
+///
+/// The directory holds the certificates that the command's mounts show, so it stays for as long as processes of
+/// the command do. It is then what a later cleanup finds their cgroup by.
+fn remove_exec_directories(run_dir: &Path, mount: &Path, removed: &mut Vec<Removed>) -> Result<(), Error> {
+    let Ok(entries) = fs::read_dir(run_dir) else {
+        return Ok(());
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let Some(instance) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        // An exec takes its lock before it makes its directory; those of the dead have just been removed.
+        let live = run_dir.join(format!("instances/{instance}.lock")).exists();
+        if live || !instance.starts_with("exec-") {
+            continue;
+        }
+        let cgroup = mount.join(redirect::exec_cgroup_name(instance));
+        if cgroup.exists() {
+            if !remove_cgroups(&cgroup) {
+                continue;
+            }
+            removed.push(Removed {
+                what: "cgroup",
+                path: cgroup,
+            });
+        }
+        fs::remove_dir_all(&path).map_err(|source| Error::Remove {
+            path: path.clone(),
+            source,
+        })?;
+        removed.push(Removed {
+            what: "directory",
+            path,
+        });
+    }
+    Ok(())
+}
+
+/// Deepest first; false when processes are left in one.
+fn remove_cgroups(directory: &Path) -> bool {
+    let below = fs::read_dir(directory).into_iter().flatten().flatten();
+    below
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .for_each(|path| {
+            remove_cgroups(&path);
+        });
+    fs::remove_dir(directory).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plain directories stand for cgroups: both are removed only when nothing is in them.
+    #[test]
+    fn directories_go_with_the_last_process() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (run, mount) = (scratch.path().join("run"), scratch.path().join("cgroup"));
+        for name in ["exec-1", "exec-2", "exec-3", "instances", "other"] {
+            fs::create_dir_all(run.join(name).join("trust")).unwrap();
+        }
+        fs::write(run.join("instances/exec-1.lock"), "").unwrap();
+        fs::create_dir_all(mount.join("tv-exec-2/nested")).unwrap();
+        let process = mount.join("tv-exec-2/nested/process");
+        fs::write(&process, "").unwrap();
+        fs::create_dir_all(mount.join("tv-exec-3/nested")).unwrap();
+        let clean = || {
+            let mut removed = Vec::new();
+            remove_exec_directories(&run, &mount, &mut removed).unwrap();
+            let mut paths: Vec<_> = removed.into_iter().map(|one| one.path).collect();
+            paths.sort();
+            paths
+        };
+        assert_eq!(clean(), [mount.join("tv-exec-3"), run.join("exec-3")]);
+        assert!(
+            run.join("exec-1").exists() && run.join("exec-2/trust").exists() && run.join("other").exists()
+        );
+        fs::remove_file(process).unwrap();
+        assert_eq!(clean(), [mount.join("tv-exec-2"), run.join("exec-2")]);
+        assert!(clean().is_empty());
+        remove_exec_directories(Path::new("/nonexistent"), &mount, &mut Vec::new()).unwrap();
     }
 }

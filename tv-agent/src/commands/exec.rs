@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{LISTEN_V4, PIN_ROOT, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6, v6_routable};
+use super::{LISTEN_V4, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6, v6_routable};
 use crate::admin::Admin;
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
@@ -31,6 +31,8 @@ enum Error {
     Config(#[from] config::Error),
     #[error(transparent)]
     Ca(#[from] ca::Error),
+    #[error(transparent)]
+    Kernel(#[from] super::KernelHalf),
     #[error(transparent)]
     Redirect(#[from] redirect::Error),
     #[error(transparent)]
@@ -73,12 +75,8 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
 
     let instance = format!("exec-{}", std::process::id());
     let mount = cgroup2_mount()?;
+    let mut kernel = Kernel(Some(super::kernel_half(&instance)?));
     let authority = Arc::new(authority(&config)?);
-    let mut kernel = Kernel(Some(Redirect::load(
-        Path::new(PIN_ROOT),
-        Path::new(RUN_DIR),
-        &instance,
-    )?));
     let redirect = kernel.0.as_mut().expect("just loaded");
     let directory = Directory::make(Path::new(RUN_DIR).join(&instance))?;
     let cgroup = Cgroup::make(mount.join(redirect::exec_cgroup_name(&instance)))?;
@@ -91,7 +89,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
         Path::new("/"),
     )?;
     let spec = directory.0.join("enter.json");
-    EnterSpec::new(cgroup.0.clone(), trust)
+    EnterSpec::new(cgroup.0.clone(), trust, super::raise_open_files())
         .write(&spec)
         .map_err(|source| Error::Io {
             what: "write",
@@ -150,6 +148,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     if cgroup.remove() {
         redirect.release()?;
     } else {
+        directory.leave();
         tracing::warn!(
             "processes that the command started still run; their connections to captured ports are refused from \
              now on, until they end and `tv-agent cleanup` is run"
@@ -233,6 +232,11 @@ impl Directory {
             source,
         })?;
         Ok(Self(path))
+    }
+
+    /// For processes whose mounts show it; cleanup removes it when they are gone.
+    fn leave(self) {
+        std::mem::forget(self);
     }
 }
 

@@ -8,9 +8,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{
-    LISTEN_V4, PIN_ROOT, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup, v6_routable,
-};
+use super::{LISTEN_V4, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup, v6_routable};
 use crate::admin::{self, Admin};
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
@@ -39,6 +37,8 @@ enum Error {
     OwnCgroup { path: String },
     #[error(transparent)]
     Ca(#[from] ca::Error),
+    #[error(transparent)]
+    Kernel(#[from] super::KernelHalf),
     #[error(transparent)]
     Redirect(#[from] redirect::Error),
     #[error(transparent)]
@@ -95,7 +95,8 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
 
-    let mut redirect = Redirect::load(Path::new(PIN_ROOT), Path::new(RUN_DIR), INSTANCE)?;
+    let mut redirect = super::kernel_half(INSTANCE)?;
+    super::raise_open_files();
     if let Some(log) = redirect.kernel_log() {
         tokio::spawn(log.run());
     }

@@ -1,0 +1,161 @@
+//! What an enrolled workload sees while the daemon is not there: refusal, never the provider.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tv_tests::process::{self, Finished};
+use tv_tests::world::{Daemon, GITHUB_API, GOOGLE, UNROUTED, World};
+
+use crate::support::{
+    GITHUB_TOKEN, alice, assert_swapped, assert_unseen, bearer, curl, curl_include, user_url, wait_for,
+};
+
+/// curl's exit code for a connection that is refused.
+const REFUSED: i32 = 7;
+
+/// An enrolled workload's request to GitHub, trusting the agent's CA.
+pub fn ask(world: &World, daemon: &Daemon<'_>, user: &str, more: &[&str]) -> Finished {
+    let root = world.agent_root().display().to_string();
+    let header = bearer(user);
+    let url = user_url();
+    let client = curl(&[&["--cacert", &root, "--header", &header, &url], more].concat());
+    daemon.run(&client).unwrap()
+}
+
+#[track_caller]
+pub fn assert_served(world: &World, daemon: &Daemon<'_>, user: &str) {
+    let finished = ask(world, daemon, user, &[]);
+    assert!(
+        finished.expect_success().contains(r#""login":"alice""#),
+        "{}",
+        finished.stdout
+    );
+}
+
+/// Neither a routed nor an unrouted host is reached, over IPv4 or IPv6, and no origin sees so much as a SYN.
+#[track_caller]
+pub fn assert_refused(world: &World, daemon: &Daemon<'_>, user: &str) {
+    let accepted = || [&world.github, &world.google, &world.unrouted].map(|o| o.connections().accepted());
+    let before = accepted();
+    for family in ["--ipv4", "--ipv6"] {
+        let finished = ask(world, daemon, user, &[family]);
+        assert_eq!(finished.code(), REFUSED, "{}{}", finished.stdout, finished.stderr);
+    }
+    let (root, url) = (
+        world.root_file().display().to_string(),
+        format!("https://{UNROUTED}/"),
+    );
+    let finished = daemon.run(&curl(&["--cacert", &root, &url])).unwrap();
+    assert_eq!(finished.code(), REFUSED, "{}{}", finished.stdout, finished.stderr);
+    assert_eq!(accepted(), before);
+}
+
+/// A process that is not enrolled reaches the real routed host, with the real certificate.
+#[track_caller]
+pub fn assert_bystander(world: &World) {
+    let root = world.root_file().display().to_string();
+    let url = format!("https://{GOOGLE}/");
+    let finished = world.plain(&curl(&["--cacert", &root, &url])).unwrap();
+    assert_eq!(finished.expect_success(), "an origin\n");
+}
+
+#[test]
+fn a_stop_drains_then_refuses_until_a_restart() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("drain", world.config()).unwrap();
+        let root = world.agent_root().display().to_string();
+        let (header, url) = (bearer(&user), format!("https://{GITHUB_API}/slow/3000"));
+        let mut slow = daemon.command("curl");
+        slow.args(&curl(&["--cacert", &root, "--header", &header, &url])[1..]);
+        let slow = process::start(&mut slow).unwrap();
+        wait_for("the slow request is there", Duration::from_secs(10), || {
+            world.github.count() == 1
+        });
+        daemon.signal(Signal::SIGTERM).unwrap();
+        wait_for("no longer ready", Duration::from_secs(2), || {
+            daemon.get("/healthz/ready").unwrap().0 == 503
+        });
+        let finished = ask(world, &daemon, &user, &[]);
+        assert_eq!(finished.code(), REFUSED, "{}{}", finished.stdout, finished.stderr);
+        let drained = slow.finish(Duration::from_secs(10)).unwrap();
+        assert_eq!(drained.expect_success(), "late\n");
+        assert_eq!(daemon.wait(Duration::from_secs(12)).unwrap().code(), 0);
+        assert_refused(world, &daemon, &user);
+        assert_bystander(world);
+        daemon.restart().unwrap();
+        assert_served(world, &daemon, &user);
+        assert_swapped(&world.github, GITHUB_TOKEN, &user);
+    });
+}
+
+#[test]
+fn killed_it_leaves_refusal_which_a_restart_mends() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("killed", world.config()).unwrap();
+        assert_served(world, &daemon, &user);
+        daemon.kill();
+        assert_refused(world, &daemon, &user);
+        assert_bystander(world);
+        daemon.restart().unwrap();
+        assert_served(world, &daemon, &user);
+        assert_unseen(world, &user);
+    });
+}
+
+#[test]
+fn killed_it_leaves_refusal_which_cleanup_mends() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("killed", world.config()).unwrap();
+        // While it lives, cleanup takes nothing of it.
+        let cleaned = world.tv_agent(&["cleanup"]).unwrap();
+        assert!(cleaned.expect_success().contains("nothing"), "{}", cleaned.stdout);
+        assert_served(world, &daemon, &user);
+        daemon.kill();
+        assert_refused(world, &daemon, &user);
+        let cleaned = world.tv_agent(&["cleanup"]).unwrap();
+        assert!(
+            cleaned.expect_success().contains("removed link"),
+            "{}",
+            cleaned.stdout
+        );
+        // The native path is back: the real certificate, and the token as the workload has it.
+        let (root, url) = (world.root_file().display().to_string(), user_url());
+        let header = "authorization: Bearer own-token";
+        let native = daemon
+            .run(&curl_include(&["--cacert", &root, "--header", header, &url]))
+            .unwrap();
+        assert!(
+            native.expect_success().contains("Bad credentials"),
+            "{}",
+            native.stdout
+        );
+        assert_eq!(
+            world.github.requests().pop().unwrap().token().as_deref(),
+            Some("own-token")
+        );
+        // And from there a start is a fresh one.
+        daemon.restart().unwrap();
+        assert_served(world, &daemon, &user);
+    });
+}
+
+#[test]
+fn stopped_for_longer_than_its_deadline_it_is_taken_for_dead() {
+    World::run(|world| {
+        let user = alice(world);
+        let daemon = world.daemon("hangs", world.config()).unwrap();
+        assert_served(world, &daemon, &user);
+        daemon.signal(Signal::SIGSTOP).unwrap();
+        std::thread::sleep(Duration::from_millis(5500));
+        assert_refused(world, &daemon, &user);
+        assert_bystander(world);
+        daemon.signal(Signal::SIGCONT).unwrap();
+        wait_for("served again", Duration::from_secs(5), || {
+            ask(world, &daemon, &user, &[]).success()
+        });
+        assert_unseen(world, &user);
+    });
+}

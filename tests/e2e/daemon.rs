@@ -1,0 +1,297 @@
+//! `tv-agent run`: reload, refusal to start, and what an enrolled workload sees while the agent is not there.
+
+use std::io::{ErrorKind, Read};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tv_tests::cgroup::TestCgroup;
+use tv_tests::process::{self, Finished};
+use tv_tests::world::{GITHUB_API, GOOGLE, World};
+
+use crate::absence::{ask, assert_bystander, assert_served};
+use crate::support::{
+    GITHUB_TOKEN, alice, assert_swapped, assert_unseen, curl, curl_include, lines, wait_for,
+};
+
+const LISTENER: &str = "127.34.67.1:15443";
+
+#[test]
+fn served_ready_and_counted() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("served", world.config()).unwrap();
+        assert_eq!(daemon.get("/healthz/live").unwrap().0, 200);
+        assert_eq!(daemon.get("/nothing").unwrap().0, 404);
+        let events = |reason: &str| {
+            let name = format!("tv_agent_bpf_events_total{{reason=\"{reason}\"}}");
+            daemon.metric(&name).unwrap()
+        };
+        let before = events("redirected");
+        for family in ["--ipv4", "--ipv6"] {
+            ask(world, &daemon, &user, &[family]).expect_success();
+        }
+        assert_eq!(events("redirected") - before, 2, "{}", daemon.metrics().unwrap());
+        let forwarded = r#"tv_agent_requests_total{route="github",result="forwarded",code="2xx"}"#;
+        assert_eq!(
+            daemon.metric(forwarded).unwrap(),
+            2,
+            "{}",
+            daemon.metrics().unwrap()
+        );
+
+        // v4-mapped, and what getpeername says of each family; UDP; and the agent's own port.
+        let script = world.dir().join("client.py");
+        std::fs::write(&script, SOCKETS).unwrap();
+        let root = world.agent_root().display().to_string();
+        let client = ["python3", &script.display().to_string(), &root, &user];
+        let finished = daemon.run(&client).unwrap();
+        let expected = [
+            "v4 peer 192.0.2.20 443 HTTP/1.1 200 OK",
+            "v6 peer 2001:db8::14 443 HTTP/1.1 200 OK",
+            "mapped peer ::ffff:192.0.2.20 443 HTTP/1.1 200 OK",
+            "udp v4 connect ECONNREFUSED",
+            "udp v4 sendto ECONNREFUSED",
+            "udp v6 connect ECONNREFUSED",
+            "udp v6 sendto ECONNREFUSED",
+            "udp other port sent",
+            "listener nothing",
+        ];
+        assert_eq!(lines(finished.expect_success()), expected, "{}", finished.stderr);
+        assert!(events("quic_refused") >= 4, "{}", daemon.metrics().unwrap());
+        assert!(events("peer_shown") >= 3, "{}", daemon.metrics().unwrap());
+        assert_swapped(&world.github, GITHUB_TOKEN, &user);
+
+        // Somebody outside the cgroup who finds the port gets not one byte either.
+        let mut bytes = Vec::new();
+        // The reset may overtake connect() itself.
+        let read = TcpStream::connect(LISTENER).and_then(|mut direct| {
+            direct.set_read_timeout(Some(Duration::from_secs(5)))?;
+            direct.read_to_end(&mut bytes)
+        });
+        let kind = read.map_err(|error| error.kind());
+        assert!(
+            bytes.is_empty() && matches!(kind, Ok(0) | Err(ErrorKind::ConnectionReset)),
+            "{kind:?}"
+        );
+        let unrecorded = r#"tv_agent_connections_total{decision="refuse",reason="unrecorded"}"#;
+        assert_eq!(
+            daemon.metric(unrecorded).unwrap(),
+            2,
+            "{}",
+            daemon.metrics().unwrap()
+        );
+        assert_bystander(world);
+        assert_unseen(world, &user);
+        let said = daemon.stop();
+        assert!(said.success() && !said.stderr.contains(&user), "{}", said.stderr);
+    });
+}
+
+const SOCKETS: &str = r#"
+import errno, socket, ssl, sys
+root, token = sys.argv[1:]
+context = ssl.create_default_context(cafile=root)
+V4, V6 = socket.AF_INET, socket.AF_INET6
+for name, family, address in (("v4", V4, "192.0.2.20"), ("v6", V6, "2001:db8::14"), ("mapped", V6, "::ffff:192.0.2.20")):
+    plain = socket.socket(family, socket.SOCK_STREAM)
+    plain.settimeout(10)
+    plain.connect((address, 443))
+    peer = plain.getpeername()
+    with context.wrap_socket(plain, server_hostname="api.github.com") as tls:
+        tls.sendall(b"GET /user HTTP/1.1\r\nHost: api.github.com\r\nAuthorization: Bearer " + token.encode() + b"\r\n\r\n")
+        print(name, "peer", peer[0], peer[1], tls.recv(4096).split(b"\r\n")[0].decode())
+def attempt(name, act):
+    try:
+        act()
+        print(name, "sent")
+    except OSError as error:
+        print(name, errno.errorcode[error.errno])
+for name, family, address in (("v4", V4, "192.0.2.20"), ("v6", V6, "2001:db8::14")):
+    udp = lambda: socket.socket(family, socket.SOCK_DGRAM)
+    attempt(f"udp {name} connect", lambda: udp().connect((address, 443)))
+    attempt(f"udp {name} sendto", lambda: udp().sendto(b"x", (address, 443)))
+attempt("udp other port", lambda: socket.socket(V4, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.20", 4433)))
+try:
+    with socket.create_connection(("127.34.67.1", 15443), timeout=5) as direct:
+        print("listener", direct.recv(1) or "nothing")
+except ConnectionResetError:
+    print("listener nothing")
+"#;
+
+#[test]
+fn a_new_configuration_is_taken_whole_or_not_at_all() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut config = world.config();
+        // One route less than the file will have: Google is tunnelled at first.
+        let google = config["routes"].as_array_mut().unwrap().pop().unwrap();
+        let all = |config: &Value| {
+            let mut config = config.clone();
+            config["routes"].as_array_mut().unwrap().push(google.clone());
+            config
+        };
+        let file = world.write_config(&all(&config)).unwrap();
+        let init = ["ca", "init", "--config", &file.display().to_string()];
+        world.tv_agent(&init).unwrap().expect_success();
+        let mut daemon = world.daemon("reload", config.clone()).unwrap();
+        let (own, real) = (
+            world.agent_root().display().to_string(),
+            world.root_file().display().to_string(),
+        );
+        let url = format!("https://{GOOGLE}/");
+        let trusting = |root: &str| daemon.run(&curl(&["--cacert", root, &url])).unwrap();
+        trusting(&real).expect_success();
+        let reloads = |result: &str| {
+            let name = format!("tv_agent_config_reloads_total{{result=\"{result}\"}}");
+            daemon.metric(&name).unwrap()
+        };
+
+        // Broken: the file changes, the agent notices by itself, and keeps what it has.
+        let mut broken = all(&config);
+        broken["intercept"]["quic"] = json!("perhaps");
+        daemon.rewrite_config(broken).unwrap();
+        let text = std::fs::read_to_string(daemon.config_file()).unwrap();
+        let broken_at = text.lines().position(|line| line.contains("perhaps")).unwrap() + 1;
+        wait_for("the broken file is noticed", Duration::from_secs(5), || {
+            reloads("refused") == 1
+        });
+        trusting(&real).expect_success();
+        assert_served(world, &daemon, &user);
+
+        // Good, and noticed by itself.
+        daemon.rewrite_config(all(&config)).unwrap();
+        wait_for("the new file is noticed", Duration::from_secs(5), || {
+            reloads("ok") == 1
+        });
+        let answer = daemon.run(&curl_include(&["--cacert", &own, &url])).unwrap();
+        assert!(
+            answer.expect_success().contains(" 401"),
+            "routed now: {}",
+            answer.stdout
+        );
+
+        // By signal, at once.
+        daemon.rewrite_config(config.clone()).unwrap();
+        daemon.signal(Signal::SIGHUP).unwrap();
+        wait_for("the signal is heard", Duration::from_secs(2), || {
+            reloads("ok") == 2
+        });
+        trusting(&real).expect_success();
+        assert_served(world, &daemon, &user);
+        assert_eq!(reloads("refused"), 1);
+
+        let file = daemon.config_file().display().to_string();
+        let log = daemon.stop().stderr;
+        let line = log
+            .lines()
+            .find(|line| line.contains("is refused"))
+            .unwrap_or_default();
+        for word in [
+            &format!("{file}: line {broken_at}: "),
+            "quic",
+            "perhaps",
+            "block",
+            "allow",
+        ] {
+            assert!(line.contains(word), "no {word:?} in: {line}");
+        }
+        assert!(!log.contains('\u{1b}'), "colours in a log file: {log:?}");
+    });
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_said() {
+    World::run(|world| {
+        let cgroup = TestCgroup::new("start");
+        let mut good = world.config();
+        good["intercept"]["cgroups"] = json!([cgroup.name()]);
+        let run = |config: &Value| {
+            let file = world.write_config(config).unwrap().display().to_string();
+            (world.tv_agent(&["run", "--config", &file]).unwrap(), file)
+        };
+        let says = |finished: &Finished, code: i32, words: &[&str]| {
+            assert_eq!(finished.code(), code, "{}", finished.stderr);
+            for word in words {
+                assert!(
+                    finished.stderr.contains(word),
+                    "no {word:?} in: {}",
+                    finished.stderr
+                );
+            }
+        };
+
+        let (finished, _) = run(&good);
+        says(&finished, 1, &["tv-agent ca init"]);
+
+        let cases: [(&str, Value, &[&str]); 6] = [
+            (
+                "/intercept/ports/0",
+                json!(70_000),
+                &["intercept.ports", "70000", "1 to 65535"],
+            ),
+            (
+                "/intercept/cgroups/0",
+                json!("relative"),
+                &["intercept.cgroups", "relative", "/system.slice"],
+            ),
+            (
+                "/intercept/cgroups/0",
+                json!("/tv-none"),
+                &["intercept.cgroups", "/tv-none", "does not exist"],
+            ),
+            (
+                "/intercept/capture",
+                json!("dns"),
+                &["intercept.capture", "dns", "all"],
+            ),
+            (
+                "/routes/0/vault",
+                json!("other"),
+                &["routes.github.vault", "other", "main"],
+            ),
+            (
+                "/vaults/main/domain",
+                json!("https://x/"),
+                &["vaults.main.domain", "https://x/", "host name"],
+            ),
+        ];
+        for (at, value, words) in cases {
+            let mut config = good.clone();
+            *config.pointer_mut(at).unwrap() = value.clone();
+            let (finished, file) = run(&config);
+            says(&finished, 2, words);
+            if words[2] != "does not exist" {
+                // File and line, as compilers write them.
+                let text = std::fs::read_to_string(&file).unwrap();
+                let value = value.to_string();
+                let line = text.lines().position(|line| line.contains(&value)).unwrap() + 1;
+                says(&finished, 2, &[&format!("{file}:{line}: ")]);
+            }
+        }
+        let mut config = good.clone();
+        config["intercept"]["port"] = json!(443);
+        let (finished, file) = run(&config);
+        says(&finished, 2, &[&file, "line ", "port", "ports"]);
+        let mut config = good.clone();
+        config["intercept"]["cgroups"] = json!([]);
+        says(&run(&config).0, 2, &["intercept.cgroups"]);
+        let finished = world
+            .tv_agent(&["run", "--config", "/no/such/file.yaml"])
+            .unwrap();
+        says(&finished, 2, &["/no/such/file.yaml"]);
+
+        let first = world.daemon("first", world.config()).unwrap();
+        let (second, _) = run(&good);
+        says(&second, 1, &["already running"]);
+        first.get("/healthz/ready").unwrap();
+        // Nothing that failed to start has attached anything.
+        let root = world.root_file().display().to_string();
+        let mut outside = cgroup.command("curl");
+        outside.args(["--silent", "--cacert", &root, &format!("https://{GITHUB_API}/")]);
+        process::run(&mut outside, Duration::from_secs(10))
+            .unwrap()
+            .expect_success();
+    });
+}
