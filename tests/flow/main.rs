@@ -3,6 +3,7 @@
 mod bodies;
 mod credentials;
 mod grpc;
+mod origin;
 mod policy;
 mod protocols;
 mod upgrades;
