@@ -1,6 +1,7 @@
 //! The whole agent in process over loopback, between hostile clients, a vault and origins; one file per behaviour.
 
 mod bodies;
+mod connections;
 mod credentials;
 mod grpc;
 mod origin;
