@@ -7,5 +7,6 @@ mod grpc;
 mod origin;
 mod policy;
 mod protocols;
+mod reload;
 mod upgrades;
 mod vault;
