@@ -1,9 +1,12 @@
 //! The whole agent in process over loopback, between hostile clients, a vault and origins; one file per behaviour.
 
 mod bodies;
+mod connections;
 mod credentials;
 mod grpc;
+mod origin;
 mod policy;
 mod protocols;
+mod reload;
 mod upgrades;
 mod vault;

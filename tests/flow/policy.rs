@@ -129,7 +129,7 @@ async fn header_blocks_are_bounded_in_bytes_and_in_fields() {
         assert_eq!(verdict(&answer).0, 431, "{answer}");
     }
     // hyper or the agent answers, by how the bytes arrive; either way it is counted once.
-    let connection = "connections_total{decision=\"refuse\",reason=\"header_too_large\"}";
+    let connection = "connections_total{decision=\"terminate\",reason=\"header_too_large\"}";
     let counted = || flow.requests("example", "header_too_large", "4xx") + flow.metric(connection);
     assert!(eventually(|| counted() == 2).await, "{}", flow.metrics.render());
 
@@ -196,7 +196,7 @@ async fn ambiguous_framing_never_becomes_a_second_request() {
         assert_eq!(answer.matches("HTTP/1.").count(), 1, "{name}: {answer}");
         assert_eq!(flow.origin.count(), 0, "{name}");
     }
-    flow.ended("refuse", "bad_request").await;
+    flow.ended("terminate", "bad_request").await;
     // Chunks that lie about their size break the body, and with it the request.
     for chunks in [
         "5\r\nab\r\n0\r\n\r\n",

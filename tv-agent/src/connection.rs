@@ -58,6 +58,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// What had been decided when it ended, for metrics and logs.
+    fn decision(&self) -> &'static str {
+        match self {
+            Self::Tunnel(tunnel::Error::Broken(_) | tunnel::Error::Idle { .. }) => "tunnel",
+            Self::Exchange(_) => "terminate",
+            Self::Unrecorded
+            | Self::Lookup(_)
+            | Self::Read(_)
+            | Self::Refused(_)
+            | Self::Dial(_)
+            | Self::Tunnel(tunnel::Error::Dial(_))
+            | Self::Terminate(_) => "refuse",
+        }
+    }
+
     /// Label of the reason in metrics and logs.
     fn reason(&self) -> &'static str {
         match self {
@@ -84,9 +99,15 @@ impl Connections {
         match self.run(stream, peer, netns).await {
             Ok((decision, reason)) => self.metrics.connection(decision, reason),
             Err(error) => {
-                self.metrics.connection("refuse", error.reason());
+                let (decision, reason) = (error.decision(), error.reason());
+                self.metrics.connection(decision, reason);
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(reason = error.reason(), %error, cause, peer = %peer.0, "connection refused or broken");
+                if decision == "refuse" {
+                    tracing::warn!(reason, %error, cause, peer = %peer.0, "connection refused");
+                } else {
+                    // Workloads and origins come and go as they like: nothing that an operator has to mend.
+                    tracing::debug!(decision, reason, %error, cause, peer = %peer.0, "connection broken off");
+                }
             }
         }
         self.metrics.open_connections.dec();

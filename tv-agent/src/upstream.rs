@@ -3,10 +3,10 @@
 //! Connections are pooled per workload, host and address: two workloads never share one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::{Request, Response, Version, header::HOST};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -21,7 +21,10 @@ use crate::dial::{self, Dialer};
 use crate::limits;
 use crate::metrics::Metrics;
 
+mod pool;
 pub mod roots;
+
+use pool::{Connection, Http2, Lane, PROTOCOL_KEPT};
 
 /// HTTP version of a connection, as ALPN settled it (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +84,11 @@ impl Error {
             Self::Closed { .. } | Self::Http { .. } => Class::UpstreamProtocol,
         }
     }
+
+    /// The connection ended, and not by an answer that breaks the protocol.
+    fn is_lost(&self) -> bool {
+        matches!(self, Self::Http { source, .. } if !source.is_parse() && !source.is_user())
+    }
 }
 
 /// The pools, and what is needed to open a connection.
@@ -94,40 +102,6 @@ pub struct Upstreams {
     metrics: Metrics,
 }
 
-/// Connections to one target.
-#[derive(Default)]
-struct Lane {
-    known: std::sync::Mutex<Known>,
-    /// Held while a first connection is opened, so that a burst of requests opens one, not hundreds.
-    opening: tokio::sync::Mutex<()>,
-}
-
-#[derive(Default)]
-struct Known {
-    /// What the origin chose last, and when.
-    protocol: Option<(Protocol, Instant)>,
-    http2: Vec<Http2>,
-    http1: Vec<(http1::SendRequest<Body>, Instant)>,
-}
-
-#[derive(Clone)]
-struct Http2 {
-    sender: http2::SendRequest<Body>,
-    running: Arc<AtomicUsize>,
-}
-
-/// A connection that a request may be sent on.
-enum Connection {
-    Http1(http1::SendRequest<Body>),
-    Http2(Http2),
-}
-
-/// Streams on one HTTP/2 connection before another is opened; what servers commonly allow.
-const STREAMS: usize = 100;
-/// HTTP/2 connections per target; beyond, streams queue.
-const HTTP2_CONNECTIONS: usize = 8;
-/// How long the origin's choice of protocol is believed.
-const PROTOCOL_KEPT: Duration = Duration::from_secs(600);
 /// Connections tried for one request, while they turn out to be closed before it goes out.
 const TRIES: usize = 4;
 
@@ -174,17 +148,26 @@ impl Upstreams {
     }
 
     /// Sends one request and waits for the response's header. Bodies stream in both directions.
+    ///
+    /// An origin may close a kept connection in the moment in which it is used again. A request that is
+    /// idempotent and has no body is then sent once more (RFC 9110 §9.2.2), on a connection of its own.
     pub async fn send(&self, target: &Target, request: Request<Body>) -> Result<Response<Body>, Error> {
         let lane = self.lane(target);
         let mut request = request;
+        let mut kept = lane.checkout();
         for _ in 0..TRIES {
-            let connection = match lane.checkout() {
+            let spare = kept.as_ref().and_then(|_| repeatable(&request));
+            let connection = match kept.take() {
                 Some(connection) => connection,
                 None => self.fresh(target, &lane).await?,
             };
             match self.send_on(target, &lane, connection, request).await {
-                Sent::Done(result) => return result,
                 Sent::Unsent(back) => request = back,
+                Sent::Done(Err(error @ Error::Http { .. })) => match spare {
+                    Some(again) if error.is_lost() => request = again,
+                    _ => return Err(error),
+                },
+                Sent::Done(done) => return done,
             }
         }
         Err(Error::Closed {
@@ -333,6 +316,19 @@ enum Sent {
     Unsent(Request<Body>),
 }
 
+/// A copy of a request that may be sent twice; None when it may not.
+fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
+    if !request.method().is_idempotent() || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    Some(copy)
+}
+
 type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
 
 async fn open_http2(stream: Stream) -> Result<Connection, hyper::Error> {
@@ -400,74 +396,4 @@ fn to_http2(mut request: Request<Body>, target: &Target) -> Request<Body> {
         .build();
     *request.uri_mut() = uri.expect("a host name and the path of a valid address");
     request
-}
-
-impl Lane {
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn known_protocol(&self) -> Option<Protocol> {
-        let known = self.known();
-        known
-            .protocol
-            .filter(|(_, since)| since.elapsed() < PROTOCOL_KEPT)
-            .map(|(protocol, _)| protocol)
-    }
-
-    fn learn(&self, protocol: Protocol) {
-        self.known().protocol = Some((protocol, Instant::now()));
-    }
-
-    fn keep(&self, connection: Connection) -> Protocol {
-        let mut known = self.known();
-        let now = Instant::now();
-        let protocol = match connection {
-            Connection::Http2(http2) => {
-                known.http2.retain(|c| !c.sender.is_closed());
-                known.http2.push(http2);
-                Protocol::Http2
-            }
-            Connection::Http1(sender) => {
-                if known.http1.len() < limits::UPSTREAM_IDLE_PER_KEY {
-                    known.http1.push((sender, now));
-                }
-                Protocol::Http1
-            }
-        };
-        known.protocol = Some((protocol, now));
-        protocol
-    }
-
-    fn checkout(&self) -> Option<Connection> {
-        let mut known = self.known();
-        known.http2.retain(|c| !c.sender.is_closed());
-        let free = known
-            .http2
-            .iter()
-            .min_by_key(|c| c.running.load(Ordering::Relaxed));
-        if let Some(connection) = free {
-            let busy = connection.running.load(Ordering::Relaxed) >= STREAMS;
-            if !busy || known.http2.len() >= HTTP2_CONNECTIONS {
-                return Some(Connection::Http2(connection.clone()));
-            }
-            return None;
-        }
-        while let Some((sender, since)) = known.http1.pop() {
-            if since.elapsed() < limits::UPSTREAM_IDLE && sender.is_ready() {
-                return Some(Connection::Http1(sender));
-            }
-        }
-        None
-    }
-
-    fn sweep(&self) {
-        let mut known = self.known();
-        known
-            .http1
-            .retain(|(sender, since)| since.elapsed() < limits::UPSTREAM_IDLE && !sender.is_closed());
-        known.http2.retain(|c| !c.sender.is_closed());
-    }
 }
