@@ -7,6 +7,7 @@ mod process;
 mod recipe;
 mod setup;
 mod test;
+mod tidy;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -39,6 +40,7 @@ const COMMANDS: &[Command] = &[
         "build, then play the whole path with real clients",
         demo::run,
     ),
+    ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",
         "[LAYER…] host, fakes, flow, kernel and e2e tests",

@@ -11,7 +11,7 @@ type Layer = (&'static str, &'static str, &'static [&'static str]);
 const LAYERS: &[Layer] = &[
     (
         "host",
-        "pure and single-crate tests",
+        "pure and single-crate tests, tidy",
         &["--workspace", "--lib", "--bins"],
     ),
     (
