@@ -156,7 +156,7 @@ impl Session {
             Err(refusal) => {
                 // A client that waits for 100 Continue must not be told to send what nobody wants.
                 if let Some(body) = body.filter(|_| !expects) {
-                    discard(body).await;
+                    Box::pin(discard(body)).await;
                 }
                 Outcome {
                     response: respond::refuse(&refusal, asked),
@@ -313,7 +313,7 @@ impl Session {
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
         if let Some(protocol) = upgrade_of(&request) {
-            return self.upgrade(snapshot, request, protocol).await;
+            return Box::pin(self.upgrade(snapshot, request, protocol)).await;
         }
         respond::hop_by_hop(request.headers_mut());
         // hyper says 100 Continue to the workload when the body is first asked for, which is after the swap.

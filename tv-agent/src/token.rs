@@ -269,7 +269,8 @@ impl Tokens {
                 .error(ErrorKind::Paused { remaining }, &grant.connection.into()));
         }
         service.metrics.cache_event("miss");
-        let (good, source) = service.board(&grant, key).await?;
+        // Boxed, since most calls end in the cache, above.
+        let (good, source) = Box::pin(service.board(&grant, key)).await?;
         Ok(Obtained::new(&good, key, source))
     }
 

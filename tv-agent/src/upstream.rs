@@ -2,6 +2,7 @@
 //!
 //! Connections are pooled per workload, host and address: two workloads never share one.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -266,7 +267,16 @@ impl Upstreams {
         }
     }
 
-    async fn open(&self, target: &Target, tls: &TlsConnector) -> Result<Connection, Error> {
+    /// Boxed: a handshake's state is large and rare, and would be moved about with every request otherwise.
+    fn open<'a>(
+        &'a self,
+        target: &'a Target,
+        tls: &'a TlsConnector,
+    ) -> Pin<Box<dyn Future<Output = Result<Connection, Error>> + Send + 'a>> {
+        Box::pin(self.connect(target, tls))
+    }
+
+    async fn connect(&self, target: &Target, tls: &TlsConnector) -> Result<Connection, Error> {
         let tcp = self.dialer.connect(target.origin).await?;
         let (host, origin) = (&target.host, target.origin);
         let limit = limits::UPSTREAM_HANDSHAKE_TIME;
