@@ -146,7 +146,10 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     })?;
     agent.stop_now().await;
     if cgroup.remove() {
-        redirect.release()?;
+        // The command has run: its code is the answer, whatever becomes of our leftovers.
+        if let Err(error) = redirect.release() {
+            tracing::warn!("{}; `tv-agent cleanup` can try again", chain(&error));
+        }
     } else {
         directory.leave();
         tracing::warn!(
