@@ -138,7 +138,7 @@ impl Session {
         let began = Instant::now();
         let snapshot = self.exchange.current.load();
         let method = request.method().clone();
-        let path = request.uri().path().to_owned();
+        let path = inject::loggable_path(request.uri(), request.headers());
         let route = snapshot.routes.find(&self.target.host, &self.workload);
         let asked = Asked {
             connection: route.map(|r| &*r.connection),
