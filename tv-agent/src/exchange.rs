@@ -2,7 +2,7 @@
 //!
 //! `serve` speaks HTTP with the workload; `Session::answer` is the script of one request.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
@@ -11,6 +11,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::body::Body;
 use crate::class::{Class, Refusal};
@@ -41,6 +42,8 @@ pub struct Session {
     pub exchange: Exchange,
     pub workload: Workload,
     pub target: Target,
+    /// The protocol that the connection was switched to, running.
+    pub upgraded: Mutex<JoinSet<()>>,
 }
 
 /// Why serving a connection ended early.
@@ -77,6 +80,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let session = Arc::new(session);
+    let upgraded = session.clone();
     let service = service_fn(move |request| {
         let session = session.clone();
         async move { Ok::<_, std::convert::Infallible>(session.respond(request).await) }
@@ -98,10 +102,17 @@ where
                 .with_upgrades();
             tokio::pin!(connection);
             tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(Error::Http),
-                () = stopped => connection.as_mut().graceful_shutdown(),
+                ended = connection.as_mut() => ended,
+                () = stopped => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
-            connection.await.map_err(Error::Http)
+            .map_err(Error::Http)?;
+            // hyper is done with a connection that was switched; for us it goes on, and counts as open.
+            let mut upgraded = std::mem::take(&mut *upgraded.upgraded());
+            while upgraded.join_next().await.is_some() {}
+            Ok(())
         }
         Protocol::Http2 => {
             let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -296,8 +307,19 @@ impl Session {
         request.headers_mut().remove(header::EXPECT);
         let sent = snapshot.upstreams.send(&self.target, request).await;
         let mut response = sent.map_err(|error| refusal_of(&error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let text = format!(
+                "{} switched the protocol without being asked to",
+                self.target.host
+            );
+            return Err(Refusal::new(Class::UpstreamProtocol, text));
+        }
         respond::strip(response.headers_mut());
         Ok(response)
+    }
+
+    fn upgraded(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.upgraded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A protocol switch, WebSocket for instance: bytes are copied only after the provider's 101.
@@ -321,7 +343,7 @@ impl Session {
             return Ok(response);
         }
         let theirs = hyper::upgrade::on(&mut response);
-        tokio::spawn(async move {
+        self.upgraded().spawn(async move {
             // Either side may be gone by now; the other one then sees a close.
             if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
                 let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
