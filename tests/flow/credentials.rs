@@ -130,8 +130,10 @@ async fn copies_of_the_subject_token_do_not_leave_the_node() {
         } else {
             flow.h1(HOST).await
         };
+        let encoded: String = SUBJECT.bytes().map(|b| format!("%{b:02x}")).collect();
         for path in [
             format!("/headers?access_token={SUBJECT}"),
+            format!("/headers?access_token={encoded}"),
             format!("/bytes/1/{SUBJECT}"),
         ] {
             let answer = caller.get(&path).await;

@@ -8,5 +8,6 @@ mod origin;
 mod policy;
 mod protocols;
 mod reload;
+mod secrets;
 mod upgrades;
 mod vault;

@@ -1,9 +1,13 @@
 //! The provider's side: certificates that are not believed, connections that fail, go stale or are shared.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tv_agent::ca::Leaves;
 use tv_agent::metrics::Metrics;
@@ -247,6 +251,45 @@ async fn a_kept_connection_that_is_closed_on_the_next_request_costs_nobody_an_er
         caller.answer(request).await.refusal(),
         (502, "upstream_protocol_error".to_owned())
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_http2_connection_that_ends_is_replaced_unseen() {
+    let flow = Setup::default().start().await;
+    // One request per connection, then GOAWAY; every other connection is cut off without a word instead.
+    let origin = raw_origin(&flow.pki.leaf(&[HOST]), &["h2"], |stream, number| async move {
+        let (answered, mut answers) = tokio::sync::mpsc::unbounded_channel();
+        let service = service_fn(move |_| {
+            answered.send(()).ok();
+            async { Ok::<_, Infallible>(http::Response::new("ok".to_owned())) }
+        });
+        let connection =
+            http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = answers.recv() => {}
+        }
+        // The answer goes out before the end.
+        tokio::time::timeout(Duration::from_millis(30), connection.as_mut())
+            .await
+            .ok();
+        if number % 2 == 1 {
+            connection.as_mut().graceful_shutdown();
+            connection.await.ok();
+        }
+    })
+    .await;
+    let dial = Dial {
+        origin,
+        ..flow.dial(HOST, &["h2", "http/1.1"])
+    };
+    let mut caller = flow.call(dial).await;
+    for n in 0..8 {
+        assert_eq!(caller.get("/").await.text(), "ok");
+        // Before, at and after the end of the connection upstream.
+        tokio::time::sleep(Duration::from_millis(10 * n)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

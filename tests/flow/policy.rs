@@ -114,7 +114,11 @@ async fn the_same_holds_for_http2() {
     let builder = request("TRACE", format!("https://{HOST}:{port}/"));
     let answer = caller.answer(builder.body(empty()).unwrap()).await;
     assert_eq!(answer.refusal(), (403, "forbidden".to_owned()));
-    assert_eq!((flow.origin.count(), flow.auth0.exchanges().len()), (0, 0));
+    let connect = Request::connect(flow.authority_of(HOST)).body(empty()).unwrap();
+    assert_eq!(
+        caller.answer(connect).await.refusal(),
+        (403, "forbidden".to_owned())
+    );
     // And the connection goes on.
     assert_eq!(caller.get("/headers").await.status, 200);
 }

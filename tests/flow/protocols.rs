@@ -89,6 +89,10 @@ async fn only_end_to_end_headers_leave_the_node() {
         (received.path.as_str(), received.query.as_deref()),
         ("/headers", Some("x=1&y=%20"))
     );
+    // Of TE only `trailers` is end to end.
+    let request = caller.request("GET", "/headers").header("te", "deflate");
+    assert_eq!(caller.answer(request.body(empty()).unwrap()).await.status, 200);
+    assert_eq!(flow.origin.requests()[1].header("te"), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,11 @@
 //! Protocol switches: a WebSocket on a connection of its own, and one that the origin does not want.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tv_tests::flow::{Flow, HOST, PROVIDER, SUBJECT, Setup, TlsStream, read_head, within};
+use tv_tests::flow::{
+    Dial, Flow, HOST, PROVIDER, SUBJECT, Setup, TlsStream, eventually, raw_origin, read_head, within,
+};
+
+const ROUTED: &str = "connections_total{decision=\"terminate\",reason=\"routed\"}";
 
 fn handshake(flow: &Flow, path: &str, authorization: &str) -> String {
     format!(
@@ -55,11 +59,40 @@ async fn a_websocket_carries_bytes_both_ways() {
         assert_eq!(caller.get("/headers").await.status, 200);
         let connections = flow.origin.requests();
         assert_ne!(connections[0].connection, connections[1].connection);
+        // For us it is one open connection, whatever is spoken on it.
+        drop(caller);
+        assert!(eventually(|| flow.metric("open_connections") == 1).await);
+        flow.ended("terminate", "routed").await;
+        assert_eq!(flow.metric(ROUTED), 1);
         // The end of one side is the end of the other.
         stream.shutdown().await.unwrap();
         assert_eq!(within(stream.read(&mut [0])).await.unwrap_or(0), 0);
-        flow.ended("terminate", "routed").await;
+        assert!(eventually(|| flow.metric("open_connections") == 0).await);
+        assert_eq!(flow.metric(ROUTED), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switch_that_nobody_asked_for_is_refused() {
+    let flow = Setup::default().start().await;
+    let origin = raw_origin(
+        &flow.pki.leaf(&[HOST]),
+        &["http/1.1"],
+        |mut stream, _| async move {
+            read_head(&mut stream).await;
+            let switch = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: odd\r\n\r\n";
+            stream.write_all(switch).await.unwrap();
+            read_head(&mut stream).await;
+        },
+    )
+    .await;
+    let dial = Dial {
+        origin,
+        ..flow.dial(HOST, &["http/1.1"])
+    };
+    let mut caller = flow.call(dial).await;
+    let answer = caller.get("/").await;
+    assert_eq!(answer.refusal(), (502, "upstream_protocol_error".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! The life of a connection, from accept to its end, in the order in which things happen.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -226,6 +226,7 @@ impl Connections {
             exchange: self.exchange.clone(),
             workload,
             target,
+            upgraded: Mutex::default(),
         };
         exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
         Ok(("terminate", "routed"))

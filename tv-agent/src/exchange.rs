@@ -2,7 +2,7 @@
 //!
 //! `serve` speaks HTTP with the workload; `Session::answer` is the script of one request.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::body::Body;
 use crate::class::{Class, Refusal};
@@ -42,6 +43,8 @@ pub struct Session {
     pub exchange: Exchange,
     pub workload: Workload,
     pub target: Target,
+    /// The protocol that the connection was switched to, running.
+    pub upgraded: Mutex<JoinSet<()>>,
 }
 
 /// Why serving a connection ended early.
@@ -78,6 +81,7 @@ where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let session = Arc::new(session);
+    let upgraded = session.clone();
     let service = service_fn(move |request| {
         let session = session.clone();
         async move { Ok::<_, std::convert::Infallible>(session.respond(request).await) }
@@ -99,10 +103,17 @@ where
                 .with_upgrades();
             tokio::pin!(connection);
             tokio::select! {
-                ended = connection.as_mut() => return ended.map_err(Error::Http),
-                () = stopped => connection.as_mut().graceful_shutdown(),
+                ended = connection.as_mut() => ended,
+                () = stopped => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
-            connection.await.map_err(Error::Http)
+            .map_err(Error::Http)?;
+            // hyper is done with a connection that was switched; for us it goes on, and counts as open.
+            let mut upgraded = std::mem::take(&mut *upgraded.upgraded());
+            while upgraded.join_next().await.is_some() {}
+            Ok(())
         }
         Protocol::Http2 => {
             let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -142,7 +153,7 @@ impl Session {
         let (head, body) = request.into_parts();
         let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
-        let path = request.uri().path().to_owned();
+        let path = inject::loggable_path(request.uri(), request.headers());
         let route = snapshot.routes.find(&self.target.host, &self.workload);
         let asked = Asked {
             connection: route.map(|r| &*r.connection),
@@ -320,8 +331,19 @@ impl Session {
         request.headers_mut().remove(header::EXPECT);
         let sent = snapshot.upstreams.send(&self.target, request).await;
         let mut response = sent.map_err(|error| refusal_of(&error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let text = format!(
+                "{} switched the protocol without being asked to",
+                self.target.host
+            );
+            return Err(Refusal::new(Class::UpstreamProtocol, text));
+        }
         respond::strip(response.headers_mut());
         Ok(response)
+    }
+
+    fn upgraded(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.upgraded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A protocol switch, WebSocket for instance: bytes are copied only after the provider's 101.
@@ -345,7 +367,7 @@ impl Session {
             return Ok(response);
         }
         let theirs = hyper::upgrade::on(&mut response);
-        tokio::spawn(async move {
+        self.upgraded().spawn(async move {
             // Either side may be gone by now; the other one then sees a close.
             if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
                 let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use percent_encoding::percent_decode_str;
 use zeroize::Zeroizing;
 
 use crate::addr::HostName;
@@ -116,7 +117,7 @@ pub fn replace(head: &mut http::request::Parts, presented: &Presented, token: &S
     if head
         .uri
         .path_and_query()
-        .is_some_and(|p| p.as_str().contains(subject))
+        .is_some_and(|address| address_holds(address.as_str(), subject.as_bytes()))
     {
         return Err(Error::InAddress);
     }
@@ -133,6 +134,24 @@ pub fn replace(head: &mut http::request::Parts, presented: &Presented, token: &S
     head.headers
         .insert(AUTHORIZATION, credentials(presented.scheme, token)?);
     Ok(())
+}
+
+/// The path as it may stand in a log: not at all when it repeats what the Authorization header holds, in
+/// whatever form that is.
+pub fn loggable_path(uri: &http::Uri, headers: &HeaderMap) -> String {
+    let path = uri.path();
+    let repeats = |value: &HeaderValue| {
+        let given = value.as_bytes().rsplit(u8::is_ascii_whitespace).next();
+        let given = given.unwrap_or_default();
+        let decoded = Zeroizing::new(BASE64.decode(given).unwrap_or_default());
+        let mut parts = decoded.split(|&byte| byte == b':').chain([given]);
+        parts.any(|part| address_holds(path, part))
+    };
+    if headers.get_all(AUTHORIZATION).iter().any(repeats) {
+        "(withheld: it repeats the credentials)".to_owned()
+    } else {
+        path.to_owned()
+    }
 }
 
 /// Drops response headers that repeat the provider's token, so that it never reaches the workload.
@@ -193,6 +212,16 @@ fn check_form(subject: &Secret) -> Result<(), Error> {
     } else {
         Ok(())
     }
+}
+
+/// Whether an address holds `secret`, percent-encoded or not.
+fn address_holds(address: &str, secret: &[u8]) -> bool {
+    contains(address.as_bytes(), secret)
+        || address.contains('%')
+            && contains(
+                &Zeroizing::new(percent_decode_str(address).collect::<Vec<_>>()),
+                secret,
+            )
 }
 
 fn contains(hay: &[u8], needle: &[u8]) -> bool {

@@ -118,3 +118,33 @@ fn a_response_header_with_the_provider_token_is_dropped() {
     assert_eq!(scrub(&mut headers, &Secret::new("gho_provider".into())), 1);
     assert_eq!(headers.len(), 1);
 }
+
+#[test]
+fn a_path_that_repeats_the_credentials_is_not_for_the_log() {
+    let shown = |path: &str, authorization: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, authorization.parse().unwrap());
+        loggable_path(&path.parse().unwrap(), &headers)
+    };
+    let basic = format!("Basic {}", BASE64.encode("x-access-token:a-long-token-1"));
+    for authorization in [
+        "Bearer a-long-token-1",
+        "Digest a-long-token-1",
+        "a-long-token-1",
+        &basic,
+    ] {
+        for path in [
+            "/x/a-long-token-1",
+            "/bota-long-token-1/y?z",
+            "/%61-long%2dtoken-1",
+        ] {
+            let shown = shown(path, authorization);
+            assert!(
+                !shown.contains("long") && shown.starts_with("(withheld"),
+                "{shown}"
+            );
+        }
+        assert_eq!(shown("/repos/1?t=a-long-token-1", authorization), "/repos/1");
+    }
+    assert_eq!(shown("/Bearer", "Bearer"), "/Bearer", "too short to be a secret");
+}
