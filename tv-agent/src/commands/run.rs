@@ -1,5 +1,6 @@
 //! `tv-agent run`: the daemon.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,8 @@ const INSTANCE: &str = "daemon";
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the configuration file is looked at. Its digest, not inotify: a ConfigMap is swapped by symlinks.
 const RELOAD: Duration = Duration::from_secs(2);
+/// How often it is seen whether an enrolled cgroup was removed and made again, which takes the programs off it.
+const COVER: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -76,6 +79,10 @@ struct Daemon {
     mount: PathBuf,
     agent: Agent,
     redirect: Redirect,
+    /// The enrolled directories, each with the id of the cgroup that is covered.
+    enrolled: HashMap<PathBuf, u64>,
+    /// Ids of cgroups that could not be covered, and of which that was said.
+    uncovered: HashSet<u64>,
     workloads: Arc<Workloads>,
     metrics: Metrics,
     intercept: Intercept,
@@ -131,6 +138,8 @@ async fn daemon(file: &Path) -> Result<(), Error> {
         mount,
         agent,
         redirect,
+        enrolled: HashMap::new(),
+        uncovered: HashSet::new(),
         workloads,
         metrics,
         intercept,
@@ -142,9 +151,11 @@ async fn daemon(file: &Path) -> Result<(), Error> {
 
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut look = tokio::time::interval(RELOAD);
+    let mut cover = tokio::time::interval(COVER);
     loop {
         tokio::select! {
             _ = heartbeat.tick() => daemon.beat(),
+            _ = cover.tick() => daemon.cover(),
             _ = look.tick() => {
                 let now = digest_of(file);
                 // A file that cannot be read just now is being replaced: look again.
@@ -177,13 +188,16 @@ impl Daemon {
         self.redirect
             .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
         self.redirect.heartbeat()?;
-        let attached = self.redirect.attached();
-        for directory in enrolled.iter().filter(|d| !attached.contains(d)) {
+        let mut ids = HashMap::new();
+        for directory in enrolled {
             self.redirect.attach(directory)?;
+            let id = redirect::cgroup_id(directory).map_err(Error::Cgroup)?;
+            ids.insert(directory.clone(), id);
         }
-        for directory in attached.iter().filter(|d| !enrolled.contains(d)) {
+        for directory in self.redirect.attached().iter().filter(|d| !enrolled.contains(d)) {
             self.redirect.detach(directory)?;
         }
+        self.enrolled = ids;
         // What an agent before this one left for other cgroups, now that all of ours are covered.
         self.redirect.retire_stale()?;
         self.workloads.set_roots(enrolled.to_vec());
@@ -203,6 +217,31 @@ impl Daemon {
             return redirect::cgroup_id(&own).map(Some).map_err(Error::Cgroup);
         }
         Ok(None)
+    }
+
+    /// Attaches to enrolled cgroups that were made again: service managers remove a service's cgroup when it
+    /// stops, and the programs go with it.
+    fn cover(&mut self) {
+        for (directory, covered) in &mut self.enrolled {
+            // One that cannot be looked at is gone, and so is everybody who was in it.
+            let made_again = redirect::cgroup_id(directory).ok().filter(|id| id != covered);
+            let Some(id) = made_again else { continue };
+            match self.redirect.attach(directory) {
+                Ok(()) => {
+                    *covered = id;
+                    tracing::warn!(
+                        cgroup = %directory.display(),
+                        "the cgroup was removed and made again, and was not intercepted for a moment; enrol the \
+                         one above it, which stays"
+                    );
+                }
+                // Tried again each time, told once.
+                Err(error) if self.uncovered.insert(id) => {
+                    tracing::error!(cgroup = %directory.display(), "NOT intercepted: {}", chain(&error));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     fn beat(&mut self) {
