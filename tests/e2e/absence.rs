@@ -95,9 +95,31 @@ fn killed_it_leaves_refusal_which_a_restart_mends() {
         let user = alice(world);
         let mut daemon = world.daemon("killed", world.config()).unwrap();
         assert_served(world, &daemon, &user);
+        // Answers that are under way break off, and do not end as if they were whole.
+        let (root, header) = (world.agent_root().display().to_string(), bearer(&user));
+        let url = format!("https://{GITHUB_API}/drip/200/50");
+        let count = world.github.count();
+        let under_way = ["--http1.1", "--http2"].map(|http| {
+            let mut client = daemon.command("curl");
+            client.args(&curl(&[http, "--cacert", &root, "--header", &header, &url])[1..]);
+            process::start(&mut client).unwrap()
+        });
+        wait_for("both answers are under way", Duration::from_secs(10), || {
+            world.github.count() == count + 2
+        });
         daemon.kill();
+        for one in under_way {
+            let broken = one.finish(Duration::from_secs(10)).unwrap();
+            assert_ne!(broken.code(), 0, "{}", broken.stdout.len());
+        }
         assert_refused(world, &daemon, &user);
         assert_bystander(world);
+        // A start that fails leaves the refusal as it is.
+        let good = std::fs::read_to_string(daemon.config_file()).unwrap();
+        std::fs::write(daemon.config_file(), "routes: 7\n").unwrap();
+        assert!(daemon.restart().is_err());
+        assert_refused(world, &daemon, &user);
+        std::fs::write(daemon.config_file(), good).unwrap();
         daemon.restart().unwrap();
         assert_served(world, &daemon, &user);
         assert_unseen(world, &user);
