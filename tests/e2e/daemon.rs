@@ -200,7 +200,7 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
             .find(|line| line.contains("is refused"))
             .unwrap_or_default();
         for word in [
-            &format!("{file}: line {broken_at}: "),
+            &format!("{file}:{broken_at}: "),
             "quic",
             "perhaps",
             "block",
@@ -383,10 +383,15 @@ fn what_keeps_it_from_starting_is_said() {
         let mut config = good.clone();
         config["intercept"]["port"] = json!(443);
         let (finished, file) = run(&config);
-        says(&finished, 2, &[&file, "line ", "port", "ports"]);
+        says(
+            &finished,
+            2,
+            &[&format!("{file}:"), "unknown field `port`", "ports"],
+        );
         let mut config = good.clone();
         config["intercept"]["cgroups"] = json!([]);
-        says(&run(&config).0, 2, &["intercept.cgroups"]);
+        let (finished, file) = run(&config);
+        says(&finished, 2, &[&file, "intercept.cgroups is empty"]);
         let finished = world
             .tv_agent(&["run", "--config", "/no/such/file.yaml"])
             .unwrap();

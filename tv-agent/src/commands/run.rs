@@ -32,10 +32,20 @@ const COVER: Duration = Duration::from_millis(100);
 enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
-    #[error("intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads")]
-    NoCgroups,
-    #[error("intercept.cgroups: {path} does not exist below {}; create it, or correct the path", mount.display())]
-    NoSuchCgroup { path: String, mount: PathBuf },
+    #[error(
+        "{}: intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads",
+        file.display()
+    )]
+    NoCgroups { file: PathBuf },
+    #[error(
+        "{}: intercept.cgroups: {path:?} does not exist below {}; create it, or correct the path",
+        file.display(), mount.display()
+    )]
+    NoSuchCgroup {
+        file: PathBuf,
+        path: String,
+        mount: PathBuf,
+    },
     #[error("the agent itself runs in the enrolled cgroup {path}; start it in a cgroup of its own")]
     OwnCgroup { path: String },
     #[error(transparent)]
@@ -63,7 +73,7 @@ pub async fn run(args: &RunArgs) -> u8 {
             tracing::error!("{}", chain(&error));
             if matches!(
                 error,
-                Error::Config(_) | Error::NoCgroups | Error::NoSuchCgroup { .. }
+                Error::Config(_) | Error::NoCgroups { .. } | Error::NoSuchCgroup { .. }
             ) {
                 exit::USAGE
             } else {
@@ -92,11 +102,8 @@ struct Daemon {
 async fn daemon(file: &Path) -> Result<(), Error> {
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
-    if config.intercept.cgroups.is_empty() {
-        return Err(Error::NoCgroups);
-    }
     let mount = cgroup2_mount()?;
-    let enrolled = directories(&config.intercept, &mount)?;
+    let enrolled = directories(file, &config.intercept, &mount)?;
     let authority = Arc::new(Authority::load(&config.ca_dir)?);
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
@@ -281,10 +288,7 @@ impl Daemon {
 
     fn try_reload(&mut self) -> Result<(), Error> {
         let config = super::load(Some(&self.file))?;
-        if config.intercept.cgroups.is_empty() {
-            return Err(Error::NoCgroups);
-        }
-        let enrolled = directories(&config.intercept, &self.mount)?;
+        let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         self.agent_cgroup(&enrolled)?;
         if config.port != self.port {
             tracing::warn!("listen.port takes effect when the agent is restarted");
@@ -296,13 +300,19 @@ impl Daemon {
     }
 }
 
-fn directories(intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
+fn directories(file: &Path, intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
+    if intercept.cgroups.is_empty() {
+        return Err(Error::NoCgroups {
+            file: file.to_owned(),
+        });
+    }
     let directory = |path: &String| {
         let directory = mount.join(path.trim_start_matches('/'));
         if directory.is_dir() {
             Ok(directory)
         } else {
             Err(Error::NoSuchCgroup {
+                file: file.to_owned(),
                 path: path.clone(),
                 mount: mount.to_owned(),
             })
