@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tv_tests::process::{self, Finished};
 use tv_tests::world::{Daemon, GITHUB_API, GOOGLE, UNROUTED, World};
 
@@ -179,5 +180,32 @@ fn stopped_for_longer_than_its_deadline_it_is_taken_for_dead() {
             ask(world, &daemon, &user, &[]).success()
         });
         assert_unseen(world, &user);
+    });
+}
+
+#[test]
+fn where_it_is_so_configured_its_absence_is_the_native_path() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut config = world.config();
+        config["intercept"]["on_agent_down"] = json!("open");
+        let mut daemon = world.daemon("open", config).unwrap();
+        assert_served(world, &daemon, &user);
+        daemon.kill();
+        let (root, url) = (world.root_file().display().to_string(), user_url());
+        let header = "authorization: Bearer own-token";
+        for family in ["--ipv4", "--ipv6"] {
+            let client = curl_include(&[family, "--cacert", &root, "--header", header, &url]);
+            let native = daemon.run(&client).unwrap();
+            assert!(
+                native.expect_success().contains("Bad credentials"),
+                "{}",
+                native.stdout
+            );
+            let last = world.github.requests().pop().unwrap();
+            assert_eq!(last.token().as_deref(), Some("own-token"));
+        }
+        daemon.restart().unwrap();
+        assert_served(world, &daemon, &user);
     });
 }

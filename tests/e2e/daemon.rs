@@ -161,8 +161,10 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
         trusting(&real).expect_success();
         assert_served(world, &daemon, &user);
 
-        // Good, and noticed by itself.
-        daemon.rewrite_config(all(&config)).unwrap();
+        // Good, and noticed by itself; what needs a restart is said.
+        let mut good = all(&config);
+        good["listen"] = json!({ "port": 15_555 });
+        daemon.rewrite_config(good).unwrap();
         wait_for("the new file is noticed", Duration::from_secs(5), || {
             reloads("ok") == 1
         });
@@ -208,6 +210,11 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
         ] {
             assert!(line.contains(word), "no {word:?} in: {line}");
         }
+        assert_eq!(
+            log.matches("take effect when the agent is restarted").count(),
+            1,
+            "{log}"
+        );
         assert!(!log.contains('\u{1b}'), "colours in a log file: {log:?}");
     });
 }

@@ -1,6 +1,7 @@
 //! `tv-agent run`: the daemon.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -96,7 +97,25 @@ struct Daemon {
     workloads: Arc<Workloads>,
     metrics: Metrics,
     intercept: Intercept,
+    settled: Settled,
+}
+
+/// What a reload cannot change.
+#[derive(PartialEq, Eq)]
+struct Settled {
     port: u16,
+    metrics: Option<SocketAddr>,
+    ca_dir: PathBuf,
+}
+
+impl Settled {
+    fn of(config: &Config) -> Self {
+        Self {
+            port: config.port,
+            metrics: config.metrics,
+            ca_dir: config.ca_dir.clone(),
+        }
+    }
 }
 
 async fn daemon(file: &Path) -> Result<(), Error> {
@@ -117,7 +136,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let handles = Arc::new(redirect.handles());
     let metrics = Metrics::new();
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
-    let (intercept, port) = (config.intercept.clone(), config.port);
+    let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let ready = Arc::new(AtomicBool::new(false));
     if let Some(address) = config.metrics {
         let counters = handles.clone();
@@ -136,8 +155,8 @@ async fn daemon(file: &Path) -> Result<(), Error> {
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
-        listen_v4: (LISTEN_V4, port).into(),
-        listen_v6: listen_v6(port),
+        listen_v4: (LISTEN_V4, settled.port).into(),
+        listen_v6: listen_v6(settled.port),
     };
     let agent = Agent::start(config, wiring).await?;
     let mut daemon = Daemon {
@@ -150,7 +169,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
         workloads,
         metrics,
         intercept,
-        port,
+        settled,
     };
     daemon.apply(&enrolled)?;
     ready.store(true, Ordering::Relaxed);
@@ -290,8 +309,8 @@ impl Daemon {
         let config = super::load(Some(&self.file))?;
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         self.agent_cgroup(&enrolled)?;
-        if config.port != self.port {
-            tracing::warn!("listen.port takes effect when the agent is restarted");
+        if Settled::of(&config) != self.settled {
+            tracing::warn!("listen.port, admin.metrics and ca.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         self.agent.reload(config)?;
