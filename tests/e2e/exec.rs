@@ -111,6 +111,39 @@ fn a_termination_signal_reaches_the_command() {
     });
 }
 
+#[test]
+fn a_command_that_gives_up_root_is_served_as_well() {
+    World::run(|world| {
+        let user = alice(world);
+        let (header, url) = (bearer(&user), user_url());
+        let nobody = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ];
+        let client = curl(&["--header", &header, &url]);
+        let finished = world.exec(&[&nobody[..], &client].concat()).unwrap();
+        assert!(finished.expect_success().contains("alice"), "{}", finished.stdout);
+        // Nor does a strict umask keep it from the certificates.
+        let config = world.write_config(&world.config()).unwrap();
+        let mut strict = world.command("sh");
+        strict
+            .args(["-c", r#"umask 077; exec "$@""#, "sh"])
+            .arg(world.agent_file());
+        strict
+            .args(["exec", "--config"])
+            .arg(config)
+            .arg("--")
+            .args(nobody)
+            .args(&client)
+            .stdin(Stdio::null());
+        finish(&mut strict).expect_success();
+        assert_swapped(&world.github, GITHUB_TOKEN, &user);
+    });
+}
+
 /// As Ctrl-C at a terminal: everybody in the group gets it, and the command decides what it means.
 #[test]
 fn an_interrupt_is_the_commands_to_handle() {
