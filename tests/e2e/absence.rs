@@ -90,6 +90,41 @@ fn a_stop_drains_then_refuses_until_a_restart() {
     });
 }
 
+const IDLE: &str = r#"
+import http.client, ssl, sys, time
+root, token, flag = sys.argv[1:]
+context = ssl.create_default_context(cafile=root)
+connection = http.client.HTTPSConnection("api.github.com", context=context)
+connection.request("GET", "/user", headers={"Authorization": "Bearer " + token})
+print(connection.getresponse().read().decode())
+open(flag, "w").close()
+print(len(connection.sock.recv(1)))
+"#;
+
+#[test]
+fn an_idle_connection_does_not_hold_up_the_end() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("idle", world.config()).unwrap();
+        let (script, flag) = (world.dir().join("idle.py"), world.dir().join("idle"));
+        std::fs::write(&script, IDLE).unwrap();
+        let mut client = daemon.command("python3");
+        client.arg(&script).arg(world.agent_root()).arg(&user).arg(&flag);
+        let client = process::start(&mut client).unwrap();
+        wait_for("the connection is idle", Duration::from_secs(10), || {
+            flag.exists()
+        });
+        daemon.signal(Signal::SIGTERM).unwrap();
+        assert_eq!(daemon.wait(Duration::from_secs(3)).unwrap().code(), 0);
+        let said = client.finish(Duration::from_secs(5)).unwrap();
+        assert!(
+            said.expect_success().ends_with("\n0\n"),
+            "closed cleanly: {}",
+            said.stdout
+        );
+    });
+}
+
 #[test]
 fn killed_it_leaves_refusal_which_a_restart_mends() {
     World::run(|world| {
