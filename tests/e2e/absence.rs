@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tv_tests::process::{self, Finished};
 use tv_tests::world::{Daemon, GITHUB_API, GOOGLE, UNROUTED, World};
 
@@ -89,15 +90,72 @@ fn a_stop_drains_then_refuses_until_a_restart() {
     });
 }
 
+const IDLE: &str = r#"
+import http.client, ssl, sys, time
+root, token, flag = sys.argv[1:]
+context = ssl.create_default_context(cafile=root)
+connection = http.client.HTTPSConnection("api.github.com", context=context)
+connection.request("GET", "/user", headers={"Authorization": "Bearer " + token})
+print(connection.getresponse().read().decode())
+open(flag, "w").close()
+print(len(connection.sock.recv(1)))
+"#;
+
+#[test]
+fn an_idle_connection_does_not_hold_up_the_end() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("idle", world.config()).unwrap();
+        let (script, flag) = (world.dir().join("idle.py"), world.dir().join("idle"));
+        std::fs::write(&script, IDLE).unwrap();
+        let mut client = daemon.command("python3");
+        client.arg(&script).arg(world.agent_root()).arg(&user).arg(&flag);
+        let client = process::start(&mut client).unwrap();
+        wait_for("the connection is idle", Duration::from_secs(10), || {
+            flag.exists()
+        });
+        daemon.signal(Signal::SIGTERM).unwrap();
+        assert_eq!(daemon.wait(Duration::from_secs(3)).unwrap().code(), 0);
+        let said = client.finish(Duration::from_secs(5)).unwrap();
+        assert!(
+            said.expect_success().ends_with("\n0\n"),
+            "closed cleanly: {}",
+            said.stdout
+        );
+    });
+}
+
 #[test]
 fn killed_it_leaves_refusal_which_a_restart_mends() {
     World::run(|world| {
         let user = alice(world);
         let mut daemon = world.daemon("killed", world.config()).unwrap();
         assert_served(world, &daemon, &user);
+        // Answers that are under way break off, and do not end as if they were whole.
+        let (root, header) = (world.agent_root().display().to_string(), bearer(&user));
+        let url = format!("https://{GITHUB_API}/drip/200/50");
+        let count = world.github.count();
+        let under_way = ["--http1.1", "--http2"].map(|http| {
+            let mut client = daemon.command("curl");
+            client.args(&curl(&[http, "--cacert", &root, "--header", &header, &url])[1..]);
+            process::start(&mut client).unwrap()
+        });
+        wait_for("both answers are under way", Duration::from_secs(10), || {
+            world.github.count() == count + 2
+        });
         daemon.kill();
+        for one in under_way {
+            let broken = one.finish(Duration::from_secs(10)).unwrap();
+            assert_ne!(broken.code(), 0, "{}", broken.stdout.len());
+        }
         assert_refused(world, &daemon, &user);
         assert_bystander(world);
+        // A start that fails leaves the refusal as it is.
+        let good = std::fs::read_to_string(daemon.config_file()).unwrap();
+        std::fs::write(daemon.config_file(), "routes: 7\n").unwrap();
+        assert!(daemon.restart().is_err());
+        assert_refused(world, &daemon, &user);
+        std::fs::write(daemon.config_file(), good).unwrap();
         daemon.restart().unwrap();
         assert_served(world, &daemon, &user);
         assert_unseen(world, &user);
@@ -157,5 +215,32 @@ fn stopped_for_longer_than_its_deadline_it_is_taken_for_dead() {
             ask(world, &daemon, &user, &[]).success()
         });
         assert_unseen(world, &user);
+    });
+}
+
+#[test]
+fn where_it_is_so_configured_its_absence_is_the_native_path() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut config = world.config();
+        config["intercept"]["on_agent_down"] = json!("open");
+        let mut daemon = world.daemon("open", config).unwrap();
+        assert_served(world, &daemon, &user);
+        daemon.kill();
+        let (root, url) = (world.root_file().display().to_string(), user_url());
+        let header = "authorization: Bearer own-token";
+        for family in ["--ipv4", "--ipv6"] {
+            let client = curl_include(&[family, "--cacert", &root, "--header", header, &url]);
+            let native = daemon.run(&client).unwrap();
+            assert!(
+                native.expect_success().contains("Bad credentials"),
+                "{}",
+                native.stdout
+            );
+            let last = world.github.requests().pop().unwrap();
+            assert_eq!(last.token().as_deref(), Some("own-token"));
+        }
+        daemon.restart().unwrap();
+        assert_served(world, &daemon, &user);
     });
 }

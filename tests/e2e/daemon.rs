@@ -1,8 +1,9 @@
 //! `tv-agent run`: reload, refusal to start, and what an enrolled workload sees while the agent is not there.
 
 use std::io::{ErrorKind, Read};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -10,9 +11,9 @@ use tv_tests::cgroup::TestCgroup;
 use tv_tests::process::{self, Finished};
 use tv_tests::world::{GITHUB_API, GOOGLE, World};
 
-use crate::absence::{ask, assert_bystander, assert_served};
+use crate::absence::{ask, assert_bystander, assert_refused, assert_served};
 use crate::support::{
-    GITHUB_TOKEN, alice, assert_swapped, assert_unseen, curl, curl_include, lines, wait_for,
+    GITHUB_TOKEN, alice, assert_swapped, assert_unseen, bearer, curl, curl_include, lines, user_url, wait_for,
 };
 
 const LISTENER: &str = "127.34.67.1:15443";
@@ -160,8 +161,10 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
         trusting(&real).expect_success();
         assert_served(world, &daemon, &user);
 
-        // Good, and noticed by itself.
-        daemon.rewrite_config(all(&config)).unwrap();
+        // Good, and noticed by itself; what needs a restart is said.
+        let mut good = all(&config);
+        good["listen"] = json!({ "port": 15_555 });
+        daemon.rewrite_config(good).unwrap();
         wait_for("the new file is noticed", Duration::from_secs(5), || {
             reloads("ok") == 1
         });
@@ -172,7 +175,15 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
             answer.stdout
         );
 
-        // By signal, at once.
+        // By signal, at once; an answer that is under way goes on.
+        let drip = format!("https://{GOOGLE}/drip/20/100");
+        let mut under_way = daemon.command("curl");
+        let (header, served) = (bearer(&user), world.google.count());
+        under_way.args(&curl(&["--cacert", &own, "--header", &header, &drip])[1..]);
+        let under_way = process::start(&mut under_way).unwrap();
+        wait_for("the answer is under way", Duration::from_secs(5), || {
+            world.google.count() > served
+        });
         daemon.rewrite_config(config.clone()).unwrap();
         daemon.signal(Signal::SIGHUP).unwrap();
         wait_for("the signal is heard", Duration::from_secs(2), || {
@@ -181,6 +192,8 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
         trusting(&real).expect_success();
         assert_served(world, &daemon, &user);
         assert_eq!(reloads("refused"), 1);
+        let dripped = under_way.finish(Duration::from_secs(10)).unwrap();
+        assert_eq!(dripped.expect_success().matches("data: ").count(), 20);
 
         let file = daemon.config_file().display().to_string();
         let log = daemon.stop().stderr;
@@ -189,7 +202,7 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
             .find(|line| line.contains("is refused"))
             .unwrap_or_default();
         for word in [
-            &format!("{file}: line {broken_at}: "),
+            &format!("{file}:{broken_at}: "),
             "quic",
             "perhaps",
             "block",
@@ -197,8 +210,112 @@ fn a_new_configuration_is_taken_whole_or_not_at_all() {
         ] {
             assert!(line.contains(word), "no {word:?} in: {line}");
         }
+        assert_eq!(
+            log.matches("take effect when the agent is restarted").count(),
+            1,
+            "{log}"
+        );
         assert!(!log.contains('\u{1b}'), "colours in a log file: {log:?}");
     });
+}
+
+/// As a service manager does it when a service stops and starts.
+#[test]
+fn a_cgroup_that_is_made_again_is_covered_again() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("again", world.config()).unwrap();
+        assert_served(world, &daemon, &user);
+        let directory = daemon.cgroup().path().to_owned();
+        std::fs::remove_dir(&directory).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        std::fs::create_dir(&directory).unwrap();
+        // Served with the agent's certificate: intercepted.
+        wait_for("intercepted again", Duration::from_secs(2), || {
+            ask(world, &daemon, &user, &[]).success()
+        });
+        assert_served(world, &daemon, &user);
+        daemon.kill();
+        assert_refused(world, &daemon, &user);
+        daemon.restart().unwrap();
+        assert_served(world, &daemon, &user);
+        let log = daemon.stop().stderr;
+        assert!(
+            !log.contains("made again"),
+            "once only, and not by the second agent: {log}"
+        );
+    });
+}
+
+/// An agent below an enrolled cgroup reaches its vault: that socket is a library's, and carries no flag.
+#[test]
+fn it_may_live_below_the_cgroup_that_it_covers() {
+    World::run(|world| {
+        let user = alice(world);
+        let outer = TestCgroup::new("outer");
+        let [inner, app] = ["agent", "app"].map(|name| Inner::make(outer.path().join(name)));
+        let mut config = world.config();
+        config["intercept"]["cgroups"] = json!([outer.name()]);
+        let file = world.write_config(&config).unwrap().display().to_string();
+        world
+            .tv_agent(&["ca", "init", "--config", &file])
+            .unwrap()
+            .expect_success();
+        let enter = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
+        let mut agent = world.command("sh");
+        agent
+            .args(["-c", enter])
+            .arg(&inner.0)
+            .arg(world.agent_file())
+            .args(["run", "--config", &file]);
+        let agent = process::start(&mut agent).unwrap();
+        let (root, header, url) = (
+            world.agent_root().display().to_string(),
+            bearer(&user),
+            user_url(),
+        );
+        let client = curl(&["--cacert", &root, "--header", &header, &url]);
+        wait_for("served by the agent", Duration::from_secs(15), || {
+            let mut workload = world.command("sh");
+            workload.args(["-c", enter]).arg(&app.0).args(&client);
+            process::run(&mut workload, Duration::from_secs(20))
+                .unwrap()
+                .success()
+        });
+        assert_swapped(&world.github, GITHUB_TOKEN, &user);
+
+        // In the enrolled cgroup itself it would intercept itself.
+        drop(agent);
+        let mut within = outer.command(world.agent_file());
+        let finished =
+            process::run(within.args(["run", "--config", &file]), Duration::from_secs(10)).unwrap();
+        assert_eq!(finished.code(), 1, "{}", finished.stderr);
+        assert!(
+            finished.stderr.contains("in a cgroup of its own"),
+            "{}",
+            finished.stderr
+        );
+    });
+}
+
+/// A cgroup below a test's own, removed once it is empty.
+struct Inner(PathBuf);
+
+impl Inner {
+    fn make(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A process that has just ended may still be counted for a moment.
+        let until = Instant::now() + Duration::from_secs(5);
+        while std::fs::remove_dir(&self.0).is_err() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 #[test]
@@ -273,14 +390,33 @@ fn what_keeps_it_from_starting_is_said() {
         let mut config = good.clone();
         config["intercept"]["port"] = json!(443);
         let (finished, file) = run(&config);
-        says(&finished, 2, &[&file, "line ", "port", "ports"]);
+        says(
+            &finished,
+            2,
+            &[&format!("{file}:"), "unknown field `port`", "ports"],
+        );
         let mut config = good.clone();
         config["intercept"]["cgroups"] = json!([]);
-        says(&run(&config).0, 2, &["intercept.cgroups"]);
+        let (finished, file) = run(&config);
+        says(&finished, 2, &[&file, "intercept.cgroups is empty"]);
         let finished = world
             .tv_agent(&["run", "--config", "/no/such/file.yaml"])
             .unwrap();
         says(&finished, 2, &["/no/such/file.yaml"]);
+
+        let file = world.write_config(&good).unwrap().display().to_string();
+        world
+            .tv_agent(&["ca", "init", "--config", &file])
+            .unwrap()
+            .expect_success();
+        // Somebody else's sockets at its addresses.
+        let taken = TcpListener::bind(LISTENER).unwrap();
+        says(&run(&good).0, 1, &["cannot listen on 127.34.67.1:15443"]);
+        drop(taken);
+        let metrics = good["admin"]["metrics"].as_str().unwrap();
+        let taken = TcpListener::bind(metrics).unwrap();
+        says(&run(&good).0, 1, &[metrics, "admin.metrics"]);
+        drop(taken);
 
         let first = world.daemon("first", world.config()).unwrap();
         let (second, _) = run(&good);

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use tv_tests::fakes::pki::Pki;
 use tv_tests::process::{self, Finished};
 use tv_tests::world::{CLIENT_ID, CLIENT_SECRET, GITHUB, GOOGLE, TENANT, World};
@@ -107,6 +107,68 @@ fn a_termination_signal_reaches_the_command() {
             kill(running.pid(), signal).unwrap();
             let finished = running.finish(LIMIT).unwrap();
             assert_eq!(finished.code(), code, "{}{}", finished.stdout, finished.stderr);
+        }
+    });
+}
+
+#[test]
+fn a_command_that_gives_up_root_is_served_as_well() {
+    World::run(|world| {
+        let user = alice(world);
+        let (header, url) = (bearer(&user), user_url());
+        let nobody = [
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--no-new-privs",
+        ];
+        let client = curl(&["--header", &header, &url]);
+        let finished = world.exec(&[&nobody[..], &client].concat()).unwrap();
+        assert!(finished.expect_success().contains("alice"), "{}", finished.stdout);
+        // Nor does a strict umask keep it from the certificates.
+        let config = world.write_config(&world.config()).unwrap();
+        let mut strict = world.command("sh");
+        strict
+            .args(["-c", r#"umask 077; exec "$@""#, "sh"])
+            .arg(world.agent_file());
+        strict
+            .args(["exec", "--config"])
+            .arg(config)
+            .arg("--")
+            .args(nobody)
+            .args(&client)
+            .stdin(Stdio::null());
+        finish(&mut strict).expect_success();
+        assert_swapped(&world.github, GITHUB_TOKEN, &user);
+    });
+}
+
+/// As Ctrl-C at a terminal: everybody in the group gets it, and the command decides what it means.
+#[test]
+fn an_interrupt_is_the_commands_to_handle() {
+    World::run(|world| {
+        let ready = world.dir().join("ready");
+        let path = ready.display().to_string();
+        let cases = [
+            ("trap 'sleep 0.3; echo saved; exit 3' INT;", 3, "saved\n"),
+            ("", 128 + 2, ""),
+        ];
+        for (trap, code, output) in cases {
+            let script = format!("{trap} touch \"$0\"; while :; do sleep 0.05; done");
+            let running = world
+                .start_exec(&world.config(), &["bash", "-c", &script, &path])
+                .unwrap();
+            wait_for("the command runs", LIMIT, || ready.exists());
+            std::fs::remove_file(&ready).unwrap();
+            killpg(running.pid(), Signal::SIGINT).unwrap();
+            let finished = running.finish(LIMIT).unwrap();
+            assert_eq!(
+                (finished.code(), finished.stdout.as_str()),
+                (code, output),
+                "{}",
+                finished.stderr
+            );
         }
     });
 }

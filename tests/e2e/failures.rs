@@ -8,7 +8,7 @@ use tv_tests::fakes::pki::Flaw;
 use tv_tests::process::Finished;
 use tv_tests::world::{GITHUB_API, GOOGLE, UNROUTED, World};
 
-use crate::support::{alice, bearer, curl, curl_include, user_url};
+use crate::support::{GITHUB_TOKEN, alice, bearer, curl, curl_include, user_url};
 
 /// An answer that curl printed with its head.
 struct Answer {
@@ -286,5 +286,41 @@ fn requests_that_may_not_be_forwarded_are_not() {
             "{}",
             answer.text
         );
+    });
+}
+
+#[test]
+fn a_provider_token_that_was_revoked_is_replaced() {
+    World::run(|world| {
+        let user = alice(world);
+        let daemon = world.daemon("revoked", world.config()).unwrap();
+        let (root, header, url) = (
+            world.agent_root().display().to_string(),
+            bearer(&user),
+            user_url(),
+        );
+        let client = curl(&["--cacert", &root, "--header", &header, &url]);
+        daemon.run(&client).unwrap().expect_success();
+        world.github.revoke(GITHUB_TOKEN);
+        world.connect_github(&user, "gho_fresh", "alice");
+        daemon.run(&client).unwrap().expect_success();
+        let tokens: Vec<_> = world.github.requests().iter().filter_map(|r| r.token()).collect();
+        assert_eq!(
+            tokens,
+            [GITHUB_TOKEN, GITHUB_TOKEN, "gho_fresh"],
+            "one retry with a fresh token"
+        );
+        assert_eq!(world.auth0.count(&user), 2);
+        // When the fresh one is refused as well, the provider's own answer is the workload's.
+        world.github.revoke("gho_fresh");
+        let client = curl_include(&["--cacert", &root, "--header", &header, &url]);
+        let answer = Answer::of(&daemon.run(&client).unwrap());
+        assert_eq!(
+            (answer.status, answer.header("proxy-status")),
+            (401, None),
+            "{}",
+            answer.text
+        );
+        assert_eq!(answer.body["message"], "Bad credentials");
     });
 }

@@ -62,8 +62,13 @@ pub struct VaultConfig {
 pub enum Error {
     #[error("cannot read the configuration {}", file.display())]
     Read { file: PathBuf, source: std::io::Error },
-    #[error("{}: {message}", file.display())]
-    Syntax { file: PathBuf, message: String },
+    #[error("{}:{}{message}", file.display(), line.map(|line| format!("{line}: ")).unwrap_or_else(|| " ".to_owned()))]
+    Syntax {
+        file: PathBuf,
+        /// Unknown for a file that has no such place, as an empty one.
+        line: Option<u64>,
+        message: String,
+    },
     #[error("{}:{line}: {key}: {value:?} {problem}", file.display())]
     Value {
         file: PathBuf,
@@ -96,9 +101,13 @@ impl Config {
 
     /// Checks `text`; `file` is its name in errors.
     pub fn parse(text: &str, file: &Path, env: Env<'_>) -> Result<Self, Error> {
-        let raw: raw::Raw = serde_saphyr::from_str(text).map_err(|error| Error::Syntax {
-            file: file.to_owned(),
-            message: check::explain(text, &error),
+        let raw: raw::Raw = serde_saphyr::from_str(text).map_err(|error| {
+            let (line, message) = check::explain(text, &error);
+            Error::Syntax {
+                file: file.to_owned(),
+                line,
+                message,
+            }
         })?;
         check::Checker { file, env }.config(raw)
     }

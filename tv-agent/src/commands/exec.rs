@@ -1,7 +1,7 @@
 //! `tv-agent exec`: one command in a cgroup and mount namespace of its own, intercepted.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -227,14 +227,20 @@ impl Drop for Kernel {
 struct Directory(PathBuf);
 
 impl Directory {
+    /// Below [`RUN_DIR`]; both let everybody pass, for a command that runs as somebody else than root.
     fn make(path: PathBuf) -> Result<Self, Error> {
-        let made = DirBuilder::new().recursive(true).mode(0o755).create(&path);
-        made.map_err(|source| Error::Io {
+        let failed = |source| Error::Io {
             what: "make",
             path: path.clone(),
             source,
-        })?;
-        Ok(Self(path))
+        };
+        fs::create_dir(&path).map_err(failed)?;
+        let directory = Self(path.clone());
+        for open in [Path::new(RUN_DIR), &path] {
+            // Not by the mode of mkdir(2), which the umask cuts.
+            fs::set_permissions(open, Permissions::from_mode(0o755)).map_err(failed)?;
+        }
+        Ok(directory)
     }
 
     /// For processes whose mounts show it; cleanup removes it when they are gone.
@@ -245,7 +251,7 @@ impl Directory {
 
 impl Drop for Directory {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, path = %self.0.display(), "cannot remove");
         }
     }
@@ -256,7 +262,7 @@ struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn make(path: PathBuf) -> Result<Self, Error> {
-        std::fs::create_dir(&path).map_err(|source| Error::Io {
+        fs::create_dir(&path).map_err(|source| Error::Io {
             what: "make the cgroup",
             path: path.clone(),
             source,
@@ -268,7 +274,7 @@ impl Cgroup {
     fn remove(&self) -> bool {
         // A process that has just ended may still be counted for a moment.
         (0..20).any(|_| {
-            let removed = std::fs::remove_dir(&self.0).is_ok() || !self.0.exists();
+            let removed = fs::remove_dir(&self.0).is_ok() || !self.0.exists();
             if !removed {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -1,5 +1,7 @@
 //! `tv-agent run`: the daemon.
 
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,15 +26,27 @@ const INSTANCE: &str = "daemon";
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the configuration file is looked at. Its digest, not inotify: a ConfigMap is swapped by symlinks.
 const RELOAD: Duration = Duration::from_secs(2);
+/// How often it is seen whether an enrolled cgroup was removed and made again, which takes the programs off it.
+const COVER: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
-    #[error("intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads")]
-    NoCgroups,
-    #[error("intercept.cgroups: {path} does not exist below {}; create it, or correct the path", mount.display())]
-    NoSuchCgroup { path: String, mount: PathBuf },
+    #[error(
+        "{}: intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads",
+        file.display()
+    )]
+    NoCgroups { file: PathBuf },
+    #[error(
+        "{}: intercept.cgroups: {path:?} does not exist below {}; create it, or correct the path",
+        file.display(), mount.display()
+    )]
+    NoSuchCgroup {
+        file: PathBuf,
+        path: String,
+        mount: PathBuf,
+    },
     #[error("the agent itself runs in the enrolled cgroup {path}; start it in a cgroup of its own")]
     OwnCgroup { path: String },
     #[error(transparent)]
@@ -60,7 +74,7 @@ pub async fn run(args: &RunArgs) -> u8 {
             tracing::error!("{}", chain(&error));
             if matches!(
                 error,
-                Error::Config(_) | Error::NoCgroups | Error::NoSuchCgroup { .. }
+                Error::Config(_) | Error::NoCgroups { .. } | Error::NoSuchCgroup { .. }
             ) {
                 exit::USAGE
             } else {
@@ -76,20 +90,39 @@ struct Daemon {
     mount: PathBuf,
     agent: Agent,
     redirect: Redirect,
+    /// The enrolled directories, each with the id of the cgroup that is covered.
+    enrolled: HashMap<PathBuf, u64>,
+    /// Ids of cgroups that could not be covered, and of which that was said.
+    uncovered: HashSet<u64>,
     workloads: Arc<Workloads>,
     metrics: Metrics,
     intercept: Intercept,
+    settled: Settled,
+}
+
+/// What a reload cannot change.
+#[derive(PartialEq, Eq)]
+struct Settled {
     port: u16,
+    metrics: Option<SocketAddr>,
+    ca_dir: PathBuf,
+}
+
+impl Settled {
+    fn of(config: &Config) -> Self {
+        Self {
+            port: config.port,
+            metrics: config.metrics,
+            ca_dir: config.ca_dir.clone(),
+        }
+    }
 }
 
 async fn daemon(file: &Path) -> Result<(), Error> {
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
-    if config.intercept.cgroups.is_empty() {
-        return Err(Error::NoCgroups);
-    }
     let mount = cgroup2_mount()?;
-    let enrolled = directories(&config.intercept, &mount)?;
+    let enrolled = directories(file, &config.intercept, &mount)?;
     let authority = Arc::new(Authority::load(&config.ca_dir)?);
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
@@ -103,7 +136,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let handles = Arc::new(redirect.handles());
     let metrics = Metrics::new();
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
-    let (intercept, port) = (config.intercept.clone(), config.port);
+    let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let ready = Arc::new(AtomicBool::new(false));
     if let Some(address) = config.metrics {
         let counters = handles.clone();
@@ -122,8 +155,8 @@ async fn daemon(file: &Path) -> Result<(), Error> {
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
-        listen_v4: (LISTEN_V4, port).into(),
-        listen_v6: listen_v6(port),
+        listen_v4: (LISTEN_V4, settled.port).into(),
+        listen_v6: listen_v6(settled.port),
     };
     let agent = Agent::start(config, wiring).await?;
     let mut daemon = Daemon {
@@ -131,10 +164,12 @@ async fn daemon(file: &Path) -> Result<(), Error> {
         mount,
         agent,
         redirect,
+        enrolled: HashMap::new(),
+        uncovered: HashSet::new(),
         workloads,
         metrics,
         intercept,
-        port,
+        settled,
     };
     daemon.apply(&enrolled)?;
     ready.store(true, Ordering::Relaxed);
@@ -142,9 +177,11 @@ async fn daemon(file: &Path) -> Result<(), Error> {
 
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut look = tokio::time::interval(RELOAD);
+    let mut cover = tokio::time::interval(COVER);
     loop {
         tokio::select! {
             _ = heartbeat.tick() => daemon.beat(),
+            _ = cover.tick() => daemon.cover(),
             _ = look.tick() => {
                 let now = digest_of(file);
                 // A file that cannot be read just now is being replaced: look again.
@@ -177,13 +214,16 @@ impl Daemon {
         self.redirect
             .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
         self.redirect.heartbeat()?;
-        let attached = self.redirect.attached();
-        for directory in enrolled.iter().filter(|d| !attached.contains(d)) {
+        let mut ids = HashMap::new();
+        for directory in enrolled {
             self.redirect.attach(directory)?;
+            let id = redirect::cgroup_id(directory).map_err(Error::Cgroup)?;
+            ids.insert(directory.clone(), id);
         }
-        for directory in attached.iter().filter(|d| !enrolled.contains(d)) {
+        for directory in self.redirect.attached().iter().filter(|d| !enrolled.contains(d)) {
             self.redirect.detach(directory)?;
         }
+        self.enrolled = ids;
         // What an agent before this one left for other cgroups, now that all of ours are covered.
         self.redirect.retire_stale()?;
         self.workloads.set_roots(enrolled.to_vec());
@@ -203,6 +243,31 @@ impl Daemon {
             return redirect::cgroup_id(&own).map(Some).map_err(Error::Cgroup);
         }
         Ok(None)
+    }
+
+    /// Attaches to enrolled cgroups that were made again: service managers remove a service's cgroup when it
+    /// stops, and the programs go with it.
+    fn cover(&mut self) {
+        for (directory, covered) in &mut self.enrolled {
+            // One that cannot be looked at is gone, and so is everybody who was in it.
+            let made_again = redirect::cgroup_id(directory).ok().filter(|id| id != covered);
+            let Some(id) = made_again else { continue };
+            match self.redirect.attach(directory) {
+                Ok(()) => {
+                    *covered = id;
+                    tracing::warn!(
+                        cgroup = %directory.display(),
+                        "the cgroup was removed and made again, and was not intercepted for a moment; enrol the \
+                         one above it, which stays"
+                    );
+                }
+                // Tried again each time, told once.
+                Err(error) if self.uncovered.insert(id) => {
+                    tracing::error!(cgroup = %directory.display(), "NOT intercepted: {}", chain(&error));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     fn beat(&mut self) {
@@ -242,13 +307,10 @@ impl Daemon {
 
     fn try_reload(&mut self) -> Result<(), Error> {
         let config = super::load(Some(&self.file))?;
-        if config.intercept.cgroups.is_empty() {
-            return Err(Error::NoCgroups);
-        }
-        let enrolled = directories(&config.intercept, &self.mount)?;
+        let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         self.agent_cgroup(&enrolled)?;
-        if config.port != self.port {
-            tracing::warn!("listen.port takes effect when the agent is restarted");
+        if Settled::of(&config) != self.settled {
+            tracing::warn!("listen.port, admin.metrics and ca.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;
@@ -265,13 +327,19 @@ impl Daemon {
     }
 }
 
-fn directories(intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
+fn directories(file: &Path, intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
+    if intercept.cgroups.is_empty() {
+        return Err(Error::NoCgroups {
+            file: file.to_owned(),
+        });
+    }
     let directory = |path: &String| {
         let directory = mount.join(path.trim_start_matches('/'));
         if directory.is_dir() {
             Ok(directory)
         } else {
             Err(Error::NoSuchCgroup {
+                file: file.to_owned(),
                 path: path.clone(),
                 mount: mount.to_owned(),
             })

@@ -301,28 +301,51 @@ impl Checker<'_> {
     }
 }
 
-/// A parser's error with the line, and the key that stands there.
-pub fn explain(text: &str, error: &serde_saphyr::Error) -> String {
+/// A parser's error: its line, and what is wrong with which key and value there.
+pub fn explain(text: &str, error: &serde_saphyr::Error) -> (Option<u64>, String) {
     let plain = error.without_snippet().to_string();
     let Some(location) = error.location() else {
-        return plain;
+        return (None, plain);
     };
     let (line, column) = (location.line(), location.column());
+    let column = usize::try_from(column).unwrap_or(0);
     let message = plain.split(" at line ").next().unwrap_or(&plain);
     let source = usize::try_from(line)
         .ok()
         .and_then(|n| text.lines().nth(n.saturating_sub(1)))
         .unwrap_or("");
-    match key_before(source, usize::try_from(column).unwrap_or(0)) {
+    let message = match key_before(source, column) {
         // The value there may be the secret itself, written where its source belongs.
         Some("secret") => {
-            format!(
-                "line {line}: secret: must be {{ env: NAME }} or {{ file: PATH }}, never the secret itself"
-            )
+            "secret: must be { env: NAME } or { file: PATH }, never the secret itself".to_owned()
         }
-        Some(key) => format!("line {line}: {key}: {message}"),
-        None => format!("line {line}: {message}"),
+        Some(key @ "client_auth") => format!("{key}: {message}"),
+        Some(key) => match (value_at(source, column), wanted(message)) {
+            (Some(value), Some(wanted)) => format!("{key}: {value:?} {wanted}"),
+            _ => format!("{key}: {message}"),
+        },
+        None => message.to_owned(),
+    };
+    (Some(line), message)
+}
+
+/// What the parser wanted where it found a value of another form.
+fn wanted(message: &str) -> Option<&'static str> {
+    match message {
+        "expected sequence start" => Some("is not a list; allowed: a list"),
+        "expected mapping start" => Some("is not a mapping; allowed: keys with values"),
+        "invalid u64" => Some("is not a number; allowed: a whole number"),
+        _ => None,
     }
+}
+
+/// The scalar that begins at `column` (counted from 1), as far as it stands on this line.
+fn value_at(source: &str, column: usize) -> Option<&str> {
+    let start = source.char_indices().nth(column.checked_sub(1)?)?.0;
+    let rest = source.get(start..)?;
+    let rest = rest.split(" #").next().unwrap_or(rest);
+    let end = rest.find([',', ']', '}']).unwrap_or(rest.len());
+    Some(rest[..end].trim().trim_matches(['"', '\''])).filter(|value| !value.is_empty())
 }
 
 /// The last `key:` on the line before `column` (counted from 1).
