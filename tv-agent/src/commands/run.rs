@@ -318,7 +318,7 @@ impl Daemon {
         let old = std::mem::replace(&mut self.intercept, intercept);
         if let Err(error) = self.apply(&enrolled) {
             self.intercept = old;
-            let enrolled = directories(&self.intercept, &self.mount)?;
+            let enrolled = directories(&self.file, &self.intercept, &self.mount)?;
             self.apply(&enrolled)?;
             return Err(error);
         }
