@@ -16,7 +16,7 @@ use tv_tests::flow::{
     whole, within,
 };
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 const MIB: usize = 1 << 20;
 const H1: &[&str] = &["http/1.1"];
@@ -25,7 +25,7 @@ const BOTH: &[&str] = &["h2", "http/1.1"];
 const LEGS: [(&[&str], &[&str]); 3] = [(H1, H1), (H1, BOTH), (BOTH, BOTH)];
 
 /// A body without a declared length, and the end to feed it from.
-fn streamed() -> (Sender<Bytes, BoxError>, ReqBody) {
+pub(super) fn streamed() -> (Sender<Bytes, BoxError>, ReqBody) {
     let (sender, body) = Channel::new(1);
     (sender, body.boxed_unsync())
 }
@@ -85,100 +85,6 @@ async fn sixty_four_mebibytes_each_way_arrive_whole() {
         let answer = Answer::read(response).await.unwrap();
         assert_eq!(hex(&answer.body), pattern_sha256(64 * MIB as u64));
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_origin_that_stops_reading_stops_the_client() {
-    let flow = Setup::default().start().await;
-    for alpn in [H1, BOTH] {
-        let origin = raw_origin(&flow.pki.leaf(&[HOST]), H1, |mut stream, _| async move {
-            read_head(&mut stream).await;
-            std::future::pending::<()>().await;
-        })
-        .await;
-        let mut caller = flow
-            .call(Dial {
-                origin,
-                ..flow.dial(HOST, alpn)
-            })
-            .await;
-        let taken = Arc::new(AtomicU64::new(0));
-        let (mut sender, body) = streamed();
-        let count = taken.clone();
-        let feed = tokio::spawn(async move {
-            let piece = Bytes::from(vec![0; 64 * 1024]);
-            while sender.send_data(piece.clone()).await.is_ok() {
-                count.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            }
-        });
-        let request = caller.request("POST", "/").body(body).unwrap();
-        let sending = tokio::spawn(async move { caller.send(request).await.map(drop) });
-        let held = settled(&taken).await;
-        // Socket buffers of three sockets on the way, and the windows; a proxy that buffers has no end.
-        assert!(
-            (1..48 * MIB as u64).contains(&held),
-            "{alpn:?}: {held} bytes on the way"
-        );
-        assert!(!sending.is_finished());
-        sending.abort();
-        feed.abort();
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_stops_reading_stops_the_origin() {
-    let flow = Setup::default().start().await;
-    for alpn in [H1, BOTH] {
-        let written = Arc::new(AtomicU64::new(0));
-        let count = written.clone();
-        let origin = raw_origin(&flow.pki.leaf(&[HOST]), H1, move |mut stream, _| {
-            let count = count.clone();
-            async move {
-                read_head(&mut stream).await;
-                let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n";
-                stream.write_all(head).await.unwrap();
-                let piece = vec![0; 64 * 1024];
-                while stream.write_all(&piece).await.is_ok() {
-                    count.fetch_add(piece.len() as u64, Ordering::Relaxed);
-                }
-            }
-        })
-        .await;
-        let mut caller = flow
-            .call(Dial {
-                origin,
-                ..flow.dial(HOST, alpn)
-            })
-            .await;
-        let request = caller.request("GET", "/").body(empty()).unwrap();
-        let response = caller.send(request).await.unwrap();
-        assert_eq!(response.status(), 200);
-        let held = settled(&written).await;
-        assert!(
-            (1..48 * MIB as u64).contains(&held),
-            "{alpn:?}: {held} bytes on the way"
-        );
-        // It goes on when the client does.
-        let mut body = response.into_body();
-        let mut read = 0;
-        while read < held + 8 * MIB as u64 {
-            let frame = within(body.frame()).await.unwrap().unwrap();
-            read += frame.data_ref().map_or(0, |data| data.len() as u64);
-        }
-    }
-}
-
-/// Waits until a counter that has begun to grow grows no more, and returns it.
-async fn settled(counter: &AtomicU64) -> u64 {
-    assert!(eventually(|| counter.load(Ordering::Relaxed) > 0).await);
-    let (mut last, mut quiet) = (0, 0);
-    while quiet < 8 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let now = counter.load(Ordering::Relaxed);
-        quiet = if now == last { quiet + 1 } else { 0 };
-        last = now;
-    }
-    last
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! The whole agent in process over loopback, between hostile clients, a vault and origins; one file per behaviour.
 
+mod backpressure;
 mod bodies;
 mod connections;
 mod credentials;

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
 use tv_agent::addr::{NetnsCookie, OriginAddr, PeerAddr};
 use tv_agent::agent::{Agent, Wiring};
 use tv_agent::ca::Authority;
@@ -28,11 +28,13 @@ use tv_agent::workload::Workloads;
 use crate::fakes::auth0::Auth0;
 use crate::fakes::lock;
 use crate::fakes::origin::{self, Origin, Site};
-use crate::fakes::pki::{Flaw, Identity, Pki};
+use crate::fakes::pki::{Flaw, Pki};
 
 pub mod client;
+pub mod raw;
 
 pub use client::{Answer, Caller, ReqBody, empty, whole};
+pub use raw::{raw_origin, read_head, tcp_origin};
 
 /// Routed, with a token required.
 pub const HOST: &str = "api.example.test";
@@ -289,65 +291,6 @@ impl Flow {
             "requests_total{{route=\"{route}\",result=\"{result}\",code=\"{code}\"}}"
         ))
     }
-}
-
-/// An origin of which a test decides every byte: `serve` gets each connection once TLS is up, with its number
-/// from 1.
-pub async fn raw_origin<F, S>(identity: &Identity, alpn: &[&str], serve: S) -> SocketAddr
-where
-    S: Fn(tokio_rustls::server::TlsStream<TcpStream>, usize) -> F + Send + Sync + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
-        .expect("a certificate");
-    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let serve = Arc::new(serve);
-    tcp_origin(move |stream, number| {
-        let (acceptor, serve) = (acceptor.clone(), serve.clone());
-        async move {
-            if let Ok(stream) = acceptor.accept(stream).await {
-                serve(stream, number).await;
-            }
-        }
-    })
-    .await
-}
-
-/// The same without TLS.
-pub async fn tcp_origin<F, S>(serve: S) -> SocketAddr
-where
-    S: Fn(TcpStream, usize) -> F + Send + Sync + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
-    let listener = TcpListener::bind(LOOPBACK).await.expect("a listener");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        for number in 1.. {
-            let Ok((stream, _)) = listener.accept().await else {
-                return;
-            };
-            tokio::spawn(serve(stream, number));
-        }
-    });
-    address
-}
-
-/// Reads up to the end of an HTTP/1.1 head; what follows of the body may be in it too.
-pub async fn read_head(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> String {
-    let mut got = Vec::new();
-    while !got.windows(4).any(|w| w == b"\r\n\r\n") {
-        match stream.read_buf(&mut got).await {
-            Ok(1..) => {}
-            Ok(0) | Err(_) => break,
-        }
-    }
-    String::from_utf8_lossy(&got).into_owned()
 }
 
 /// The result of something that must not hang.
