@@ -27,6 +27,7 @@ use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
 mod form;
+mod record;
 
 use form::{check_form, is_grpc, upgrade_of};
 
@@ -177,43 +178,8 @@ impl Session {
                 }
             }
         };
-        let status = outcome.response.status().as_u16();
         let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
-        self.exchange
-            .metrics
-            .request(&name, outcome.result, status, began.elapsed());
-        let took = began.elapsed();
-        // One record, of a level by what became of it: a macro, since the level is part of the call's place.
-        macro_rules! record {
-            ($level:expr $(, $name:ident = $value:expr)*) => {
-                tracing::event!(
-                    target: "tv_agent::audit",
-                    $level,
-                    cgroup = self.workload.cgroup.as_deref().unwrap_or("unknown"),
-                    tgid = self.workload.tgid,
-                    uid = self.workload.uid,
-                    host = %self.target.host,
-                    origin = %self.target.origin,
-                    route = &*name,
-                    %method,
-                    path,
-                    result = outcome.result,
-                    token = outcome.token.unwrap_or("none"),
-                    status,
-                    took_us = took.as_micros() as u64,
-                    $($name = $value,)*
-                    "request"
-                )
-            };
-        }
-        match &outcome.refused {
-            None => record!(tracing::Level::INFO),
-            Some(refusal) => record!(
-                tracing::Level::WARN,
-                fault = tracing::field::debug(refusal.class.fault()),
-                why = refusal.description.as_str()
-            ),
-        }
+        self.record(&name, &method, &path, &outcome, began.elapsed());
         outcome.response
     }
 

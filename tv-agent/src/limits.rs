@@ -20,8 +20,9 @@ pub const HEADER_FIELDS: usize = 256;
 pub const DISCARDED_BYTES: usize = 256 * 1024;
 /// How long a refusal waits for them.
 pub const DISCARD_TIME: Duration = Duration::from_millis(500);
-/// Time for a request's header block to arrive.
-pub const HEADER_TIME: Duration = Duration::from_secs(30);
+/// Time for a request's header block to arrive, the wait for its first byte included: hyper's timer runs between
+/// the requests of a kept connection as well, and clients expect to keep one for minutes.
+pub const HEADER_TIME: Duration = Duration::from_secs(300);
 /// Longest subject token that is looked at, bytes.
 pub const SUBJECT_TOKEN_BYTES: usize = 16 * 1024;
 /// Largest token response that is read, bytes.

@@ -6,11 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response, Version, header::HOST};
-use http_body::Body as _;
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -22,10 +19,13 @@ use crate::dial::{self, Dialer};
 use crate::limits;
 use crate::metrics::Metrics;
 
+mod open;
 mod pool;
+mod request;
 pub mod roots;
 
-use pool::{Connection, Http2, Lane, PROTOCOL_KEPT};
+use pool::{Connection, Lane, PROTOCOL_KEPT};
+use request::{repeatable, to_http1, to_http2};
 
 /// HTTP version of a connection, as ALPN settled it (RFC 7301).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -309,9 +309,9 @@ impl Upstreams {
         self.metrics.upstream_connections.inc();
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let opened = if http2 {
-            open_http2(stream).await
+            open::http2(stream).await
         } else {
-            open_http1(stream).await
+            open::http1(stream).await
         };
         opened.map_err(|source| Error::Http {
             host: host.clone(),
@@ -324,86 +324,4 @@ enum Sent {
     Done(Result<Response<Body>, Error>),
     /// The connection was closed before the request went out; here it is again.
     Unsent(Request<Body>),
-}
-
-/// A copy of a request that may be sent twice; None when it may not.
-fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
-    if !request.method().is_idempotent() || !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(Body::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    Some(copy)
-}
-
-type Stream = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
-
-async fn open_http2(stream: Stream) -> Result<Connection, hyper::Error> {
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(limits::H2_WINDOW)
-        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
-        .max_header_list_size(limits::HEADER_BYTES as u32)
-        .keep_alive_interval(Duration::from_secs(30))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .handshake(TokioIo::new(stream))
-        .await?;
-    // Its errors come out at the requests that it breaks.
-    tokio::spawn(async move { connection.await.unwrap_or_default() });
-    Ok(Connection::Http2(Http2 {
-        sender,
-        running: Arc::default(),
-    }))
-}
-
-async fn open_http1(stream: Stream) -> Result<Connection, hyper::Error> {
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_headers(limits::HEADER_FIELDS)
-        .max_buf_size(limits::HEADER_BYTES * 2)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    let connection = connection.with_upgrades();
-    tokio::spawn(async move { connection.await.unwrap_or_default() });
-    Ok(Connection::Http1(sender))
-}
-
-/// Origin form and a Host header (RFC 9112 §3.2.1).
-fn to_http1(mut request: Request<Body>, target: &Target) -> Request<Body> {
-    *request.version_mut() = Version::HTTP_11;
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |p| p.as_str())
-        .to_owned();
-    *request.uri_mut() = path.parse().expect("it was part of a valid address");
-    if !request.headers().contains_key(HOST) {
-        let value = target
-            .authority()
-            .parse()
-            .expect("a host name and a port are a valid header value");
-        request.headers_mut().insert(HOST, value);
-    }
-    request
-}
-
-/// Absolute form; `:authority` instead of Host (RFC 9113 §8.3.1).
-fn to_http2(mut request: Request<Body>, target: &Target) -> Request<Body> {
-    *request.version_mut() = Version::HTTP_2;
-    request.headers_mut().remove(HOST);
-    let path = request
-        .uri()
-        .path_and_query()
-        .map_or("/", |p| p.as_str())
-        .to_owned();
-    let uri = http::Uri::builder()
-        .scheme("https")
-        .authority(target.authority())
-        .path_and_query(path)
-        .build();
-    *request.uri_mut() = uri.expect("a host name and the path of a valid address");
-    request
 }

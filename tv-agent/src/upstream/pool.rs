@@ -30,6 +30,23 @@ struct Known {
 pub(super) struct Http2 {
     pub(super) sender: http2::SendRequest<Body>,
     pub(super) running: Arc<AtomicUsize>,
+    used: Instant,
+}
+
+impl Http2 {
+    pub(super) fn new(sender: http2::SendRequest<Body>) -> Self {
+        Self {
+            sender,
+            running: Arc::default(),
+            used: Instant::now(),
+        }
+    }
+
+    /// Open, and either at work or used lately.
+    fn worth_keeping(&self) -> bool {
+        let idle = self.running.load(Ordering::Relaxed) == 0 && self.used.elapsed() >= limits::UPSTREAM_IDLE;
+        !self.sender.is_closed() && !idle
+    }
 }
 
 /// A connection that a request may be sent on.
@@ -87,16 +104,17 @@ impl Lane {
     pub(super) fn checkout(&self) -> Option<Connection> {
         let mut known = self.known();
         known.http2.retain(|c| !c.sender.is_closed());
+        let full = known.http2.len() >= HTTP2_CONNECTIONS;
         let free = known
             .http2
-            .iter()
+            .iter_mut()
             .min_by_key(|c| c.running.load(Ordering::Relaxed));
         if let Some(connection) = free {
-            let busy = connection.running.load(Ordering::Relaxed) >= STREAMS;
-            if !busy || known.http2.len() >= HTTP2_CONNECTIONS {
-                return Some(Connection::Http2(connection.clone()));
+            if connection.running.load(Ordering::Relaxed) >= STREAMS && !full {
+                return None;
             }
-            return None;
+            connection.used = Instant::now();
+            return Some(Connection::Http2(connection.clone()));
         }
         while let Some((sender, since)) = known.http1.pop() {
             if since.elapsed() < limits::UPSTREAM_IDLE && sender.is_ready() {
@@ -111,6 +129,6 @@ impl Lane {
         known
             .http1
             .retain(|(sender, since)| since.elapsed() < limits::UPSTREAM_IDLE && !sender.is_closed());
-        known.http2.retain(|c| !c.sender.is_closed());
+        known.http2.retain(Http2::worth_keeping);
     }
 }
