@@ -3,6 +3,7 @@
 mod absence;
 mod clients;
 mod commands;
+mod control;
 mod daemon;
 mod exec;
 mod failures;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
+use crate::flows::Flows;
 use crate::hello::Caps;
 use crate::limits;
 use crate::metrics::Metrics;
@@ -72,6 +73,7 @@ pub struct Agent {
     metrics: Metrics,
     listeners: Listeners,
     tokens: Tokens,
+    flows: Flows,
     stop: watch::Sender<bool>,
     loops: Vec<JoinHandle<()>>,
 }
@@ -110,6 +112,7 @@ impl Agent {
                 .transpose()?,
         };
         let tokens = Tokens::new(metrics.clone());
+        let flows = Flows::new();
         let (stop, stopped) = watch::channel(false);
         let may_mint = {
             let current = current.clone();
@@ -128,6 +131,7 @@ impl Agent {
                 current: current.clone(),
                 tokens: tokens.clone(),
                 metrics: metrics.clone(),
+                flows: flows.clone(),
             },
             hello: Caps {
                 bytes: limits::HELLO_BYTES,
@@ -164,6 +168,7 @@ impl Agent {
             metrics,
             listeners,
             tokens,
+            flows,
             stop,
             loops,
         })
@@ -176,6 +181,15 @@ impl Agent {
 
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    pub fn flows(&self) -> &Flows {
+        &self.flows
+    }
+
+    /// The configuration in force, for those who only look.
+    pub fn current(&self) -> &Current {
+        &self.current
     }
 
     /// Takes a new configuration, or none of it. Open connections go on, their next requests by the new one.

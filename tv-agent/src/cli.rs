@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::DEFAULT_SOCKET;
+
 /// Exit codes, the same for all commands; `exec` otherwise ends with its command's own.
 pub mod exit {
     pub const OK: u8 = 0;
@@ -45,6 +47,13 @@ pub enum Command {
     Check(CheckArgs),
     /// Tells what happens to connections to a host, and why.
     Explain(ExplainArgs),
+    /// What the running daemon intercepts.
+    Status(ControlArgs),
+    /// The last connections and requests: who, where to, which route, what happened.
+    Flows(FlowsArgs),
+    /// The running daemon's token cache.
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// The certificate authority that workloads trust.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -96,6 +105,32 @@ pub struct ExplainArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Args)]
+pub struct ControlArgs {
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args)]
+pub struct FlowsArgs {
+    /// Go on with what comes, until interrupted.
+    #[arg(short, long)]
+    pub follow: bool,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Subcommand)]
+pub enum CacheCommand {
+    /// Entries, without anything secret.
+    List(ControlArgs),
+    /// Drops every token and every remembered failure.
+    Flush(ControlArgs),
 }
 
 #[derive(Subcommand)]

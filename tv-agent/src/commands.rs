@@ -11,6 +11,7 @@ use crate::redirect::{self, AgentDown, KernelPolicy, Listeners, Redirect};
 pub mod ca;
 pub mod check;
 pub mod cleanup;
+pub mod control;
 pub mod exec;
 pub mod explain;
 pub mod run;
@@ -165,6 +166,11 @@ fn print(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> S
         ),
         Output::Text => println!("{}", text().trim_end()),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "this is how commands answer")]
+fn print_line(line: &str) {
+    println!("{line}");
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
+    /// The admin socket of the daemon.
+    pub socket: PathBuf,
     pub metrics: Option<SocketAddr>,
     /// Whether `metrics` was asked for, and not just the default.
     pub metrics_asked: bool,
@@ -153,6 +155,7 @@ impl Config {
             )]),
             routes: builtin::routes(&name),
             extra_roots: Vec::new(),
+            socket: default_socket(),
             metrics: Some(default_metrics()),
             metrics_asked: false,
             ca_dir: default_ca_dir(),
@@ -197,6 +200,12 @@ impl Default for Intercept {
 }
 
 pub const DEFAULT_PORT: u16 = 15443;
+/// Where the daemon's admin socket is when the configuration does not say.
+pub const DEFAULT_SOCKET: &str = "/run/tv-agent/admin.sock";
+
+fn default_socket() -> PathBuf {
+    PathBuf::from(DEFAULT_SOCKET)
+}
 
 fn default_metrics() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 15020))

@@ -1,6 +1,7 @@
 //! The life of a connection, from accept to its end, in the order in which things happen.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -10,6 +11,7 @@ use crate::candidates::Candidates;
 use crate::decide::{self, Decision};
 use crate::dial::{self, Dialer, reset_on_close};
 use crate::exchange::{self, Exchange, Session};
+use crate::flows::Flow;
 use crate::hello::{self, Caps, First, Hello};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -95,12 +97,16 @@ type Served = (&'static str, &'static str);
 impl Connections {
     /// Serves one accepted connection to its end, and records it, once.
     pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) {
+        let began = Instant::now();
         self.metrics.open_connections.inc();
-        match self.run(stream, peer, netns).await {
-            Ok((decision, reason)) => self.metrics.connection(decision, reason),
+        let mut flow = Flow {
+            kind: "connection".to_owned(),
+            ..Flow::default()
+        };
+        let (decision, reason) = match self.run(stream, peer, netns, &mut flow).await {
+            Ok(served) => served,
             Err(error) => {
                 let (decision, reason) = (error.decision(), error.reason());
-                self.metrics.connection(decision, reason);
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 if decision == "refuse" {
                     tracing::warn!(reason, %error, cause, peer = %peer.0, "connection refused");
@@ -108,22 +114,43 @@ impl Connections {
                     // Workloads and origins come and go as they like: nothing that an operator has to mend.
                     tracing::debug!(decision, reason, %error, cause, peer = %peer.0, "connection broken off");
                 }
+                (decision, reason)
             }
-        }
+        };
+        self.metrics.connection(decision, reason);
         self.metrics.open_connections.dec();
+        self.exchange.flows.note(Flow {
+            outcome: decision.to_owned(),
+            reason: Some(reason.to_owned()),
+            took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+            ..flow
+        });
     }
 
-    async fn run(&self, mut stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) -> Result<Served, Error> {
+    /// `flow` is told who and where to as soon as that is known.
+    async fn run(
+        &self,
+        mut stream: TcpStream,
+        peer: PeerAddr,
+        netns: NetnsCookie,
+        flow: &mut Flow,
+    ) -> Result<Served, Error> {
         // Who, and where to: from the kernel half alone. Nobody else may be served.
         let Some(recorded) = self.origins.take(netns, peer).map_err(Error::Lookup)? else {
             reset_on_close(&stream);
             return Err(Error::Unrecorded);
         };
         let workload = self.workloads.identify(&recorded);
+        flow.origin = Some(recorded.origin.to_string());
+        flow.cgroup = workload.cgroup.as_deref().map(str::to_owned);
+        (flow.tgid, flow.uid) = (workload.tgid, workload.uid);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);
         loop {
             let (first, seen) = hello::read(&mut stream, self.hello).await.map_err(Error::Read)?;
+            if let First::Hello(hello) = &first {
+                flow.host = hello.sni.as_ref().map(ToString::to_string);
+            }
             match self.decide(&first, &recorded, &workload) {
                 Decision::Refuse(why) => {
                     reset_on_close(&stream);
@@ -142,7 +169,8 @@ impl Connections {
                     tunnel::run(stream, &recorded, &seen, &self.dialer, limits::TUNNEL_IDLE).await?;
                     return Ok(("tunnel", why));
                 }
-                Decision::Terminate { host, .. } => {
+                Decision::Terminate { host, route } => {
+                    flow.route = Some(route.name.to_string());
                     let First::Hello(hello) = first else {
                         unreachable!("only a hello is terminated")
                     };

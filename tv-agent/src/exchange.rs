@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::body::Body;
 use crate::class::{Class, Refusal};
+use crate::flows::Flows;
 use crate::inject::{self, Presented};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -37,6 +38,7 @@ pub struct Exchange {
     pub current: Current,
     pub tokens: Tokens,
     pub metrics: Metrics,
+    pub flows: Flows,
 }
 
 /// One terminated connection.

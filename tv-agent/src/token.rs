@@ -19,6 +19,7 @@ mod exchange;
 mod flight;
 mod response;
 
+pub use cache::Cached;
 pub use error::{Answer, BuildError, Error, ErrorKind, Malformed};
 
 use cache::{Entry, Good, Key, Rejection, Store, VaultId};
@@ -288,6 +289,11 @@ impl Tokens {
     /// Drops every token and every remembered failure. Pauses that vaults asked for stay.
     pub fn flush(&self) {
         self.0.store.flush();
+    }
+
+    /// What is in the cache, without anything secret.
+    pub fn list(&self) -> Vec<Cached> {
+        self.0.store.list()
     }
 
     /// Entries in the cache, good and bad ones together.

@@ -47,6 +47,11 @@ impl Workloads {
         }
     }
 
+    /// The enrolled cgroups' directories.
+    pub fn roots(&self) -> Vec<PathBuf> {
+        self.roots.load().to_vec()
+    }
+
     pub fn set_roots(&self, roots: Vec<PathBuf>) {
         self.roots.store(Arc::new(roots));
         self.known.invalidate_all();

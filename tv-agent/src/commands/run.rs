@@ -20,6 +20,8 @@ use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Redirect};
 use crate::workload::Workloads;
 
+mod socket;
+
 /// The name of the one daemon of a machine among the instances.
 const INSTANCE: &str = "daemon";
 /// The kernel half takes the agent for dead five seconds after the last one.
@@ -59,6 +61,8 @@ enum Error {
     Agent(#[from] agent::Error),
     #[error(transparent)]
     Admin(#[from] admin::Error),
+    #[error(transparent)]
+    Socket(#[from] crate::control::Error),
     #[error(transparent)]
     Mount(#[from] super::NoCgroup2),
     #[error("cannot handle signals")]
@@ -105,6 +109,7 @@ struct Daemon {
 struct Settled {
     port: u16,
     metrics: Option<SocketAddr>,
+    socket: PathBuf,
     ca_dir: PathBuf,
 }
 
@@ -113,6 +118,7 @@ impl Settled {
         Self {
             port: config.port,
             metrics: config.metrics,
+            socket: config.socket.clone(),
             ca_dir: config.ca_dir.clone(),
         }
     }
@@ -151,14 +157,17 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     }
     let wiring = Wiring {
         origins: handles.clone(),
-        own: handles,
+        own: handles.clone(),
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
         listen_v4: (LISTEN_V4, settled.port).into(),
         listen_v6: listen_v6(settled.port),
     };
+    let socket = config.socket.clone();
     let agent = Agent::start(config, wiring).await?;
+    let (callers, counted) = (workloads.clone(), metrics.clone());
+    socket::serve(&socket, &agent, handles, callers, counted, ready.clone()).await?;
     let mut daemon = Daemon {
         file: file.to_owned(),
         mount,
@@ -310,7 +319,7 @@ impl Daemon {
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         self.agent_cgroup(&enrolled)?;
         if Settled::of(&config) != self.settled {
-            tracing::warn!("listen.port, admin.metrics and ca.dir take effect when the agent is restarted");
+            tracing::warn!("listen.port, admin and ca.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;

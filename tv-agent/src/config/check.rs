@@ -69,6 +69,7 @@ impl Checker<'_> {
             vaults,
             routes,
             extra_roots: raw.upstream.extra_roots,
+            socket: raw.admin.socket.unwrap_or_else(default_socket),
             metrics,
             metrics_asked: raw.admin.metrics.is_some(),
             ca_dir: raw.ca.dir.unwrap_or_else(default_ca_dir),

@@ -248,6 +248,7 @@ fn the_example_is_a_good_configuration_and_says_the_defaults() {
     assert_eq!(config.intercept, Intercept { cgroups, ..default });
     assert_eq!(config.port, DEFAULT_PORT);
     assert_eq!(config.metrics, Some(default_metrics()));
+    assert_eq!(config.socket, default_socket());
     assert_eq!(config.ca_dir, default_ca_dir());
     assert_eq!(config.routes.len(), 3);
 }

@@ -1,4 +1,4 @@
-//! The record of one request: a metric and one log event, whatever became of it.
+//! The record of one request: a metric, a flow and one log event, whatever became of it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use http::Method;
 use tracing::Level;
 
 use super::{Outcome, Session};
+use crate::flows::Flow;
 
 impl Session {
     /// A refusal is an event of level warn, everything else of level info.
@@ -43,6 +44,24 @@ impl Session {
                 )
             };
         }
+        self.exchange.flows.note(Flow {
+            kind: "request".to_owned(),
+            cgroup: self.workload.cgroup.as_deref().map(str::to_owned),
+            tgid: self.workload.tgid,
+            uid: self.workload.uid,
+            host: Some(self.target.host.to_string()),
+            origin: Some(self.target.origin.to_string()),
+            route: Some(route.to_string()),
+            outcome: outcome.result.to_owned(),
+            reason: outcome
+                .refused
+                .as_ref()
+                .map(|refusal| refusal.description.clone()),
+            request: Some(format!("{method} {path}")),
+            status: Some(status),
+            took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            ..Flow::default()
+        });
         match &outcome.refused {
             None => record!(Level::INFO),
             Some(refusal) => record!(

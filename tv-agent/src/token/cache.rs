@@ -7,6 +7,7 @@ use dashmap::DashMap;
 use moka::Expiry;
 use moka::ops::compute::{CompResult, Op};
 use moka::policy::EvictionPolicy;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
@@ -146,6 +147,17 @@ pub(super) fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// An entry as people may see it: nothing of a token, not even its length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cached {
+    /// The first eight digits of the entry's key, which is a hash over everything that decides the token.
+    pub key: String,
+    /// `token`, or the label of the failure that is remembered.
+    pub state: String,
+    pub age_s: Option<u64>,
+    pub left_s: Option<u64>,
+}
+
 #[derive(Clone)]
 pub(super) enum Entry {
     Good(Arc<Good>),
@@ -257,6 +269,28 @@ impl Store {
                 _ => Op::Nop,
             });
         matches!(outcome, CompResult::Removed(_))
+    }
+
+    pub fn list(&self) -> Vec<Cached> {
+        let seconds = |duration: Duration| duration.as_secs();
+        let row = |(key, entry): (Arc<Key>, Entry)| {
+            let name = key.0[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            match entry {
+                Entry::Good(good) => Cached {
+                    key: name,
+                    state: "token".to_owned(),
+                    age_s: Some(seconds(good.fetched.elapsed())),
+                    left_s: Some(seconds(good.ttl.saturating_sub(good.fetched.elapsed()))),
+                },
+                Entry::Bad(error, _) => Cached {
+                    key: name,
+                    state: error.class().label().to_owned(),
+                    age_s: None,
+                    left_s: None,
+                },
+            }
+        };
+        self.entries.iter().map(row).collect()
     }
 
     pub fn flush(&self) {

@@ -1,0 +1,58 @@
+//! The daemon's admin socket: what it says of itself.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use crate::agent::Agent;
+use crate::control::{Control, Error, Status};
+use crate::metrics::Metrics;
+use crate::redirect::{self, Handles};
+use crate::workload::Workloads;
+
+/// Serves the socket at `path` for as long as the process lives.
+pub(super) async fn serve(
+    path: &Path,
+    agent: &Agent,
+    handles: Arc<Handles>,
+    workloads: Arc<Workloads>,
+    metrics: Metrics,
+    ready: Arc<AtomicBool>,
+) -> Result<(), Error> {
+    let started = Instant::now();
+    let (listeners, current, tokens) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
+    let cached = tokens.clone();
+    let status = move || Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        bpf_sha256: redirect::object_sha256().map(str::to_owned),
+        pid: std::process::id(),
+        ready: ready.load(Ordering::Relaxed),
+        uptime_s: started.elapsed().as_secs(),
+        listeners: std::iter::once(listeners.v4)
+            .chain(listeners.v6)
+            .map(|address| address.to_string())
+            .collect(),
+        cgroups: workloads.roots(),
+        routes: current
+            .load()
+            .routes
+            .iter()
+            .map(|route| route.name.to_string())
+            .collect(),
+        open_connections: metrics.open_connections.get(),
+        cached_tokens: cached.len(),
+        kernel: handles
+            .counters()
+            .into_iter()
+            .map(|(reason, count)| (reason.to_owned(), count))
+            .collect(),
+    };
+    let control = Control {
+        status: Arc::new(status),
+        flows: agent.flows().clone(),
+        tokens,
+    };
+    // The task ends with the runtime.
+    control.serve(path).await.map(drop)
+}

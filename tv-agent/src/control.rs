@@ -1,0 +1,291 @@
+//! The admin socket: what a running daemon tells and does for the `status`, `flows` and `cache` commands.
+//!
+//! HTTP on a Unix socket that only root can open. No answer holds a secret.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::{Body, Frame};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::flows::Flows;
+use crate::token::Tokens;
+
+/// Connections at once, followers included.
+const CONNECTIONS: usize = 32;
+
+/// What `tv-agent status` shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub bpf_sha256: Option<String>,
+    pub pid: u32,
+    pub ready: bool,
+    pub uptime_s: u64,
+    pub listeners: Vec<String>,
+    /// Directories that the kernel half is attached to.
+    pub cgroups: Vec<PathBuf>,
+    pub routes: Vec<String>,
+    pub open_connections: i64,
+    pub cached_tokens: u64,
+    /// The kernel half's counters.
+    pub kernel: Vec<(String, u64)>,
+}
+
+/// What the socket serves.
+#[derive(Clone)]
+pub struct Control {
+    pub status: Arc<dyn Fn() -> Status + Send + Sync>,
+    pub flows: Flows,
+    pub tokens: Tokens,
+}
+
+/// Why the socket is not served, or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("another agent answers at {}; stop it, or set admin.socket", path.display())]
+    Taken { path: PathBuf },
+    #[error("no agent answers at {}; is the daemon running, and are you root?", path.display())]
+    Nobody { path: PathBuf, source: io::Error },
+    #[error("the agent at {} broke off", path.display())]
+    Http { path: PathBuf, source: hyper::Error },
+    #[error("the agent at {} answered {status}", path.display())]
+    Refused { path: PathBuf, status: StatusCode },
+    #[error("the agent at {} answered nothing", path.display())]
+    Silent { path: PathBuf },
+    #[error("the agent at {} answered something that this version does not understand", path.display())]
+    Answer {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+}
+
+impl Control {
+    /// Listens at `path` and serves until the returned task is aborted. A socket that nobody answers is
+    /// replaced: a predecessor that was killed left it.
+    pub async fn serve(self, path: &Path) -> Result<tokio::task::JoinHandle<()>, Error> {
+        let failed = |what| {
+            move |source| Error::Io {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        if UnixStream::connect(path).await.is_ok() {
+            return Err(Error::Taken {
+                path: path.to_owned(),
+            });
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+            _ => {}
+        }
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+        }
+        let listener = UnixListener::bind(path).map_err(failed("listen at"))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+        Ok(tokio::spawn(async move {
+            let limit = Arc::new(Semaphore::new(CONNECTIONS));
+            loop {
+                let permit = limit.clone().acquire_owned().await.expect("never closed");
+                let Ok((stream, _)) = listener.accept().await else {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let control = self.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| {
+                        let response = control.answer(&request);
+                        async move { Ok::<_, Infallible>(response) }
+                    });
+                    // Whatever a client does wrong concerns nobody else.
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(Duration::from_secs(10))
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                    drop(permit);
+                });
+            }
+        }))
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Lines> {
+        match (request.method(), request.uri().path(), request.uri().query()) {
+            (&Method::GET, "/status", None) => Lines::one(&(self.status)()),
+            (&Method::GET, "/flows", None) => Lines::many(self.flows.follow().0.iter().map(|f| &**f)),
+            (&Method::GET, "/flows", Some("follow")) => self.follow(),
+            (&Method::GET, "/cache", None) => Lines::many(self.tokens.list().iter()),
+            (&Method::POST, "/cache/flush", None) => {
+                let flushed = self.tokens.len();
+                self.tokens.flush();
+                Lines::one(&flushed)
+            }
+            _ => Lines::status(StatusCode::NOT_FOUND),
+        }
+    }
+
+    /// What is kept, then each flow as it comes, until the client goes away.
+    fn follow(&self) -> Response<Lines> {
+        let (kept, mut live) = self.flows.follow();
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            for flow in kept {
+                if sender.send(line(&*flow)).await.is_err() {
+                    return;
+                }
+            }
+            loop {
+                tokio::select! {
+                    flow = live.recv() => match flow {
+                        Ok(flow) => if sender.send(line(&*flow)).await.is_err() { return },
+                        Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                    },
+                    () = sender.closed() => return,
+                }
+            }
+        });
+        Lines::response(Lines {
+            ready: Bytes::new(),
+            more: Some(receiver),
+        })
+    }
+}
+
+/// JSON lines: some that are there, and some that may come.
+pub struct Lines {
+    ready: Bytes,
+    more: Option<mpsc::Receiver<Bytes>>,
+}
+
+impl Lines {
+    fn one(value: &impl Serialize) -> Response<Self> {
+        Self::many(std::iter::once(value))
+    }
+
+    fn many<T: Serialize>(values: impl Iterator<Item = T>) -> Response<Self> {
+        let ready: Vec<u8> = values.flat_map(|value| line(&value)).collect();
+        Self::response(Self {
+            ready: ready.into(),
+            more: None,
+        })
+    }
+
+    fn status(status: StatusCode) -> Response<Self> {
+        let mut response = Self::many(std::iter::empty::<()>());
+        *response.status_mut() = status;
+        response
+    }
+
+    fn response(lines: Self) -> Response<Self> {
+        let mut response = Response::new(lines);
+        let json = header::HeaderValue::from_static("application/x-ndjson");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        response
+    }
+}
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if !self.ready.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.ready)))));
+        }
+        match &mut self.more {
+            Some(more) => more
+                .poll_recv(cx)
+                .map(|line| line.map(|line| Ok(Frame::data(line)))),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+fn line(value: &impl Serialize) -> Bytes {
+    let mut bytes = serde_json::to_vec(value).expect("plain data serialises");
+    bytes.push(b'\n');
+    bytes.into()
+}
+
+/// Asks the agent at `path`, and gives each line of its answer to `each` until that says stop.
+///
+/// # Errors
+/// When nobody answers, or not as expected.
+pub async fn ask<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    method: Method,
+    target: &str,
+    mut each: impl FnMut(T) -> bool,
+) -> Result<(), Error> {
+    use http_body_util::BodyExt as _;
+    let http = |source| Error::Http {
+        path: path.to_owned(),
+        source,
+    };
+    let stream = UnixStream::connect(path).await.map_err(|source| Error::Nobody {
+        path: path.to_owned(),
+        source,
+    })?;
+    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+    let (mut sender, connection) = handshake.await.map_err(http)?;
+    // Its error comes out at the request.
+    let task = tokio::spawn(async move { connection.await.unwrap_or_default() });
+    let request = Request::builder()
+        .method(method)
+        .uri(target)
+        .header(header::HOST, "tv-agent")
+        .body(http_body_util::Empty::<Bytes>::new())
+        .expect("a valid request");
+    let response = sender.send_request(request).await.map_err(http)?;
+    if !response.status().is_success() {
+        return Err(Error::Refused {
+            path: path.to_owned(),
+            status: response.status(),
+        });
+    }
+    let mut body = response.into_body();
+    let mut rest = Vec::new();
+    while let Some(frame) = body.frame().await {
+        rest.extend_from_slice(&frame.map_err(http)?.into_data().unwrap_or_default());
+        while let Some(end) = rest.iter().position(|&b| b == b'\n') {
+            let value = serde_json::from_slice(&rest[..end]).map_err(|source| Error::Answer {
+                path: path.to_owned(),
+                source,
+            })?;
+            rest.drain(..=end);
+            if !each(value) {
+                task.abort();
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
