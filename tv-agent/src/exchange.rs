@@ -24,6 +24,7 @@ use crate::policy::{OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
 use crate::token::{Grant, Obtained, Tokens};
+use crate::tunnel;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
@@ -336,10 +337,10 @@ impl Session {
         }
         let theirs = hyper::upgrade::on(&mut response);
         self.upgraded().spawn(async move {
-            // Either side may be gone by now; the other one then sees a close.
+            // Either side may be gone by now, or go, or say nothing for too long; the other one sees a close.
             if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
                 let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                let _ = tokio::io::copy_bidirectional(&mut ours, &mut theirs).await;
+                let _ = tunnel::copy(&mut ours, &mut theirs, &[], limits::TUNNEL_IDLE).await;
             }
         });
         Ok(response.map(|_| Body::empty()))

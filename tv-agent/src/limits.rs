@@ -61,7 +61,7 @@ pub const H2_STREAMS: u32 = 256;
 pub const H2_WINDOW: u32 = 1024 * 1024;
 /// Flow-control window of one HTTP/2 connection, bytes.
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// A tunnel without a byte in either direction is closed after this.
+/// A tunnel, or a connection that switched its protocol, without a byte in either direction is closed after this.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
 /// An upstream connection without a request is closed after this.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
@@ -84,8 +84,8 @@ pub async fn first_speaker(client: &TcpStream, origin: &TcpStream, idle: Duratio
 
 /// Copies between two connected streams, `head` first.
 pub async fn copy(
-    client: &mut TcpStream,
-    origin: &mut TcpStream,
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    origin: &mut (impl AsyncRead + AsyncWrite + Unpin),
     head: &[u8],
     idle: Duration,
 ) -> Result<Counts, Error> {
@@ -121,7 +121,7 @@ mod watched {
     use std::pin::Pin;
     use std::sync::{Arc, Mutex};
     use std::task::{Context, Poll};
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tokio::io::ReadBuf;
 
     #[derive(Clone)]
     pub struct Activity(Arc<Mutex<Instant>>);
@@ -136,13 +136,13 @@ mod watched {
         }
     }
 
-    pub struct Watched<'a> {
-        io: &'a mut TcpStream,
+    pub struct Watched<'a, I> {
+        io: &'a mut I,
         pub activity: Activity,
     }
 
-    impl<'a> Watched<'a> {
-        pub fn new(io: &'a mut TcpStream) -> Self {
+    impl<'a, I> Watched<'a, I> {
+        pub fn new(io: &'a mut I) -> Self {
             Self {
                 io,
                 activity: Activity(Arc::new(Mutex::new(Instant::now()))),
@@ -150,7 +150,7 @@ mod watched {
         }
     }
 
-    impl AsyncRead for Watched<'_> {
+    impl<I: AsyncRead + Unpin> AsyncRead for Watched<'_, I> {
         fn poll_read(
             mut self: Pin<&mut Self>,
             cx: &mut Context<'_>,
@@ -164,7 +164,7 @@ mod watched {
         }
     }
 
-    impl AsyncWrite for Watched<'_> {
+    impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<'_, I> {
         fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
             let polled = Pin::new(&mut *self.io).poll_write(cx, buf);
             if polled.is_ready() {
