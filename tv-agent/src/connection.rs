@@ -21,7 +21,7 @@ use crate::snapshot::Current;
 use crate::terminate::{self, Terminator};
 use crate::tunnel::{self, Speaker};
 use crate::upstream::{self, Protocol, Target};
-use crate::workload::{Workload, Workloads};
+use crate::workload::{Identity, Workload, Workloads};
 
 /// What all connections share.
 pub struct Connections {
@@ -143,6 +143,8 @@ impl Connections {
         let workload = self.workloads.identify(&recorded);
         flow.origin = Some(recorded.origin.to_string());
         flow.cgroup = workload.cgroup.as_deref().map(str::to_owned);
+        let Identity { unit, pod, container } = workload.identity();
+        (flow.unit, flow.pod, flow.container) = (unit, pod, container);
         (flow.tgid, flow.uid) = (workload.tgid, workload.uid);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);

@@ -23,6 +23,10 @@ pub struct Flow {
     pub kind: String,
     /// The caller's cgroup, when it is known.
     pub cgroup: Option<String>,
+    /// systemd unit, pod UID and container id, as the cgroup's path says them.
+    pub unit: Option<String>,
+    pub pod: Option<String>,
+    pub container: Option<String>,
     pub tgid: u32,
     pub uid: u32,
     /// The name that the caller asked for, when it showed one.

@@ -8,6 +8,10 @@ use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 
 use crate::redirect::Recorded;
 
+mod identity;
+
+pub use identity::Identity;
+
 /// How deep below an enrolled cgroup a caller is looked for (kubepods/burstable/pod/container and some).
 const DEPTH: usize = 16;
 /// Directories looked at for one unknown id.
@@ -22,6 +26,13 @@ pub struct Workload {
     pub cgroup: Option<Arc<str>>,
     pub tgid: u32,
     pub uid: u32,
+}
+
+impl Workload {
+    /// Unit, pod and container, as far as the cgroup's path says them.
+    pub fn identity(&self) -> Identity {
+        self.cgroup.as_deref().map(Identity::of).unwrap_or_default()
+    }
 }
 
 /// Resolves cgroup ids to paths by walking the enrolled subtrees, and remembers them for a while.

@@ -95,7 +95,7 @@ fn flow_line(flow: &Flow) -> String {
         time.minute(),
         time.second(),
         flow.time_ms % 1000,
-        flow.cgroup.as_deref().unwrap_or("?"),
+        who(flow),
         flow.tgid,
     );
     // Writing to a String cannot fail.
@@ -112,6 +112,18 @@ fn flow_line(flow: &Flow) -> String {
     }
     let _ = write!(line, " {:.1} ms", flow.took_us as f64 / 1000.0);
     line
+}
+
+/// The shortest name that says it: a pod, a unit, else the cgroup.
+fn who(flow: &Flow) -> String {
+    let short = |id: &str| id.chars().take(12).collect::<String>();
+    match (&flow.pod, &flow.container, &flow.unit) {
+        (Some(pod), Some(container), _) => format!("pod {pod}/{}", short(container)),
+        (Some(pod), None, _) => format!("pod {pod}"),
+        (None, Some(container), _) => format!("container {}", short(container)),
+        (None, None, Some(unit)) => unit.clone(),
+        (None, None, None) => flow.cgroup.clone().unwrap_or_else(|| "?".to_owned()),
+    }
 }
 
 fn drawn(status: &Status) -> String {

@@ -8,6 +8,7 @@ use tracing::Level;
 
 use super::{Outcome, Session};
 use crate::flows::Flow;
+use crate::workload::Identity;
 
 impl Session {
     /// A refusal is an event of level warn, everything else of level info.
@@ -20,6 +21,7 @@ impl Session {
         took: Duration,
     ) {
         let status = outcome.response.status().as_u16();
+        let Identity { unit, pod, container } = self.workload.identity();
         self.exchange.metrics.request(route, outcome.result, status, took);
         // A macro, since the level is part of an event's call site.
         macro_rules! record {
@@ -28,6 +30,9 @@ impl Session {
                     target: "tv_agent::audit",
                     $level,
                     cgroup = self.workload.cgroup.as_deref().unwrap_or("unknown"),
+                    unit,
+                    pod,
+                    container,
                     tgid = self.workload.tgid,
                     uid = self.workload.uid,
                     host = %self.target.host,
@@ -47,6 +52,9 @@ impl Session {
         self.exchange.flows.note(Flow {
             kind: "request".to_owned(),
             cgroup: self.workload.cgroup.as_deref().map(str::to_owned),
+            unit: unit.clone(),
+            pod: pod.clone(),
+            container: container.clone(),
             tgid: self.workload.tgid,
             uid: self.workload.uid,
             host: Some(self.target.host.to_string()),
