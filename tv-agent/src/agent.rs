@@ -20,6 +20,7 @@ use crate::flows::Flows;
 use crate::hello::Caps;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::policy::{HostPattern, Routes};
 use crate::redirect::{Listeners, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
@@ -137,6 +138,7 @@ impl Agent {
                 bytes: limits::HELLO_BYTES,
                 time: limits::HELLO_TIME,
             },
+            places: Places::new(limits::CONNECTIONS_PER_WORKLOAD),
             metrics: metrics.clone(),
             stop: stopped.clone(),
         });

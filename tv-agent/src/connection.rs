@@ -15,6 +15,7 @@ use crate::flows::Flow;
 use crate::hello::{self, Caps, First, Hello};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
 use crate::snapshot::Current;
@@ -33,6 +34,8 @@ pub struct Connections {
     pub terminator: Terminator,
     pub exchange: Exchange,
     pub hello: Caps,
+    /// Connections that each workload has open.
+    pub places: Places,
     pub metrics: Metrics,
     /// Becomes true when the agent is told to stop.
     pub stop: watch::Receiver<bool>,
@@ -146,6 +149,10 @@ impl Connections {
         let Identity { unit, pod, container } = workload.identity();
         (flow.unit, flow.pod, flow.container) = (unit, pod, container);
         (flow.tgid, flow.uid) = (workload.tgid, workload.uid);
+        let Some(_place) = self.places.take(workload.cgroup_id) else {
+            reset_on_close(&stream);
+            return Err(Error::Refused("too_many_connections"));
+        };
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);
         loop {

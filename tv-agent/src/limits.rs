@@ -55,6 +55,8 @@ pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 pub const TRUST_ENTRIES: usize = 8192;
 /// Connections served at once; further ones wait in the listen queue.
 pub const CONNECTIONS: usize = 8192;
+/// Connections of one workload (cgroup) served at once; further ones are reset, so that the others get theirs.
+pub const CONNECTIONS_PER_WORKLOAD: usize = 2048;
 /// Streams of one HTTP/2 client connection.
 pub const H2_STREAMS: u32 = 256;
 /// Flow-control window of one HTTP/2 stream, bytes: what one slow reader can make us hold.
