@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::addr::{HostName, NetnsCookie, PeerAddr};
+use crate::addr::{NetnsCookie, PeerAddr};
 use crate::candidates::Candidates;
 use crate::decide::{self, Decision};
 use crate::dial::{self, Dialer, reset_on_close};
@@ -13,6 +13,7 @@ use crate::exchange::{self, Exchange, Session};
 use crate::hello::{self, Caps, First, Hello};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::netns::Netns;
 use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
 use crate::snapshot::Current;
@@ -93,10 +94,10 @@ impl Error {
 type Served = (&'static str, &'static str);
 
 impl Connections {
-    /// Serves one accepted connection to its end, and records it, once.
-    pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) {
+    /// Serves one accepted connection to its end, and records it, once. `cookie` is that of `netns`.
+    pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, cookie: NetnsCookie, netns: Netns) {
         self.metrics.open_connections.inc();
-        match self.run(stream, peer, netns).await {
+        match self.run(stream, peer, cookie, &netns).await {
             Ok((decision, reason)) => self.metrics.connection(decision, reason),
             Err(error) => {
                 let (decision, reason) = (error.decision(), error.reason());
@@ -113,13 +114,20 @@ impl Connections {
         self.metrics.open_connections.dec();
     }
 
-    async fn run(&self, mut stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) -> Result<Served, Error> {
+    async fn run(
+        &self,
+        mut stream: TcpStream,
+        peer: PeerAddr,
+        cookie: NetnsCookie,
+        netns: &Netns,
+    ) -> Result<Served, Error> {
         // Who, and where to: from the kernel half alone. Nobody else may be served.
-        let Some(recorded) = self.origins.take(netns, peer).map_err(Error::Lookup)? else {
+        let Some(recorded) = self.origins.take(cookie, peer).map_err(Error::Lookup)? else {
             reset_on_close(&stream);
             return Err(Error::Unrecorded);
         };
         let workload = self.workloads.identify(&recorded);
+        let dialer = self.dialer.within(netns);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);
         loop {
@@ -130,7 +138,7 @@ impl Connections {
                     return Err(Error::Refused(why));
                 }
                 Decision::Tunnel(why) if first == First::Silent => {
-                    let (origin, speaker) = self.wait_for_speaker(&stream, &recorded).await?;
+                    let (origin, speaker) = wait_for_speaker(&stream, &recorded, &dialer).await?;
                     match speaker {
                         // It was only slow: look at what it says.
                         Speaker::Client => {}
@@ -139,15 +147,21 @@ impl Connections {
                     }
                 }
                 Decision::Tunnel(why) => {
-                    tunnel::run(stream, &recorded, &seen, &self.dialer, limits::TUNNEL_IDLE).await?;
+                    tunnel::run(stream, &recorded, &seen, &dialer, limits::TUNNEL_IDLE).await?;
                     return Ok(("tunnel", why));
                 }
                 Decision::Terminate { host, .. } => {
                     let First::Hello(hello) = first else {
                         unreachable!("only a hello is terminated")
                     };
+                    let target = Target {
+                        host,
+                        origin: recorded.origin,
+                        workload: workload.cgroup_id,
+                        netns: netns.clone(),
+                    };
                     return self
-                        .terminate(Replay::new(seen, stream), host, &hello, &recorded, workload)
+                        .terminate(Replay::new(seen, stream), target, &hello, workload)
                         .await;
                 }
             }
@@ -164,20 +178,6 @@ impl Connections {
             candidate,
             snapshot.on_unknown_name,
         )
-    }
-
-    async fn wait_for_speaker(
-        &self,
-        stream: &TcpStream,
-        recorded: &Recorded,
-    ) -> Result<(TcpStream, Speaker), Error> {
-        let origin = self
-            .dialer
-            .connect(recorded.origin)
-            .await
-            .inspect_err(|_| reset_on_close(stream))?;
-        let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
-        Ok((origin, speaker))
     }
 
     async fn tunnel_on(
@@ -198,17 +198,11 @@ impl Connections {
     async fn terminate(
         &self,
         io: Replay<TcpStream>,
-        host: HostName,
+        target: Target,
         hello: &Hello,
-        recorded: &Recorded,
         workload: Workload,
     ) -> Result<Served, Error> {
-        self.candidates.learn(recorded.origin.0.ip());
-        let target = Target {
-            host,
-            origin: recorded.origin,
-            workload: workload.cgroup_id,
-        };
+        self.candidates.learn(target.origin.0.ip());
         // The origin first: its choice of protocol is ours, and one that cannot be reached is told by reset,
         // before the workload believes in a connection.
         let origin_speaks = match self.current.load().upstreams.prepare(&target).await {
@@ -231,6 +225,19 @@ impl Connections {
         exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
         Ok(("terminate", "routed"))
     }
+}
+
+async fn wait_for_speaker(
+    stream: &TcpStream,
+    recorded: &Recorded,
+    dialer: &Dialer,
+) -> Result<(TcpStream, Speaker), Error> {
+    let origin = dialer
+        .connect(recorded.origin)
+        .await
+        .inspect_err(|_| reset_on_close(stream))?;
+    let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
+    Ok((origin, speaker))
 }
 
 /// A client without ALPN speaks HTTP/1.1, whatever the origin does.

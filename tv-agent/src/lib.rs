@@ -11,6 +11,7 @@ pub mod candidates;
 pub mod class;
 pub mod limits;
 pub mod metrics;
+pub mod netns;
 pub mod replay;
 pub mod secret;
 pub mod sys;

@@ -52,6 +52,11 @@ impl Workloads {
         self.known.invalidate_all();
     }
 
+    /// The enrolled cgroups' directories.
+    pub fn roots(&self) -> Arc<Vec<PathBuf>> {
+        self.roots.load_full()
+    }
+
     /// The caller behind a record.
     pub fn identify(&self, recorded: &Recorded) -> Workload {
         let id = recorded.cgroup_id;
