@@ -129,6 +129,7 @@ impl Setup {
         let wiring = Wiring {
             origins: records.clone(),
             own: Arc::new(Unflagged),
+            namespaces: None,
             workloads: Arc::new(Workloads::new(dir.path().into(), vec![])),
             authority: authority.clone(),
             metrics: metrics.clone(),

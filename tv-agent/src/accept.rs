@@ -36,13 +36,18 @@ pub struct Listener {
 impl Listener {
     /// Listens in the calling thread's network namespace; port 0 takes a free one.
     pub fn bind(address: SocketAddr, own: &dyn OwnSocket) -> Result<Self, Error> {
-        let bind = |source| Error::Bind { address, source };
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()
         } else {
             TcpSocket::new_v6()
-        }
-        .map_err(bind)?;
+        };
+        let socket = socket.map_err(|source| Error::Bind { address, source })?;
+        Self::on(socket, address, own)
+    }
+
+    /// Listens with a new `socket`, in the network namespace that it was made in.
+    pub fn on(socket: TcpSocket, address: SocketAddr, own: &dyn OwnSocket) -> Result<Self, Error> {
+        let bind = |source| Error::Bind { address, source };
         // A predecessor's connections in TIME_WAIT must not keep us from starting.
         socket.set_reuseaddr(true).map_err(bind)?;
         socket.bind(address).map_err(bind)?;

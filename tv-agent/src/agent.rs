@@ -20,14 +20,19 @@ use crate::flows::Flows;
 use crate::hello::Caps;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::netns::Netns;
 use crate::places::Places;
 use crate::policy::{HostPattern, Routes};
-use crate::redirect::{Listeners, OriginLookup};
+use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
 use crate::workload::Workloads;
+
+mod namespaces;
+
+use namespaces::Namespaces;
 
 /// How often the addresses of exact hosts are looked up.
 const LOOKUP: Duration = Duration::from_secs(60);
@@ -37,6 +42,8 @@ const LOOKUP: Duration = Duration::from_secs(60);
 pub enum Error {
     #[error(transparent)]
     Listen(#[from] accept::Error),
+    #[error("cannot look for the network namespaces of workloads")]
+    Namespaces(#[source] std::io::Error),
     #[error("upstream.extra_roots")]
     Roots(#[from] roots::Error),
     #[error("vaults.{vault}.extra_roots")]
@@ -55,6 +62,8 @@ pub enum Error {
 pub struct Wiring {
     pub origins: Arc<dyn OriginLookup>,
     pub own: Arc<dyn OwnSocket>,
+    /// None: workloads in other network namespaces than the agent's are not looked for.
+    pub namespaces: Option<Arc<dyn NetnsFacts>>,
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
     pub metrics: Metrics,
@@ -85,6 +94,7 @@ impl Agent {
         let Wiring {
             origins,
             own,
+            namespaces,
             workloads,
             authority,
             metrics,
@@ -123,7 +133,7 @@ impl Agent {
         let candidates = Candidates::new();
         let connections = Arc::new(Connections {
             origins,
-            workloads,
+            workloads: workloads.clone(),
             candidates: candidates.clone(),
             current: current.clone(),
             dialer: dialer.clone(),
@@ -142,21 +152,31 @@ impl Agent {
             metrics: metrics.clone(),
             stop: stopped.clone(),
         });
-        let limit = Arc::new(Semaphore::new(limits::CONNECTIONS));
+        let server = Server {
+            connections,
+            limit: Arc::new(Semaphore::new(limits::CONNECTIONS)),
+        };
         let mut loops = Vec::new();
         for listener in std::iter::once(v4).chain(v6) {
-            let connections = connections.clone();
-            let serve = move |stream, peer, netns| {
-                let connections = connections.clone();
-                async move { connections.serve(stream, peer, netns).await }
+            loops.push(tokio::spawn(server.serve(listener, Netns::OWN, stopped.clone())));
+        }
+        if let Some(facts) = namespaces {
+            let (found, visitors, home) = namespaces::watch_cgroups(&workloads).map_err(Error::Namespaces)?;
+            let namespaces = Namespaces {
+                serve: Box::new(move |listener, netns, stop| Box::pin(server.serve(listener, netns, stop))),
+                sweep: {
+                    let current = current.clone();
+                    Arc::new(move || current.load().upstreams.sweep())
+                },
+                listeners,
+                own,
+                facts,
+                visitors,
+                metrics: metrics.clone(),
+                home,
+                limit: limits::NAMESPACES,
             };
-            loops.push(tokio::spawn(accept::run(
-                listener,
-                limit.clone(),
-                stopped.clone(),
-                limits::DRAIN_TIME,
-                serve,
-            )));
+            loops.push(tokio::spawn(namespaces.run(found, stopped.clone())));
         }
         loops.push(tokio::spawn(look_up_candidates(
             current.clone(),
@@ -233,6 +253,29 @@ impl Agent {
         for task in self.loops {
             let _ = task.await;
         }
+    }
+}
+
+/// Serves the connections of one listener after the other.
+struct Server {
+    connections: Arc<Connections>,
+    /// Connections at once, of all listeners together.
+    limit: Arc<Semaphore>,
+}
+
+impl Server {
+    fn serve(
+        &self,
+        listener: Listener,
+        netns: Netns,
+        stop: watch::Receiver<bool>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let connections = self.connections.clone();
+        let serve = move |stream, peer, cookie| {
+            let (connections, netns) = (connections.clone(), netns.clone());
+            async move { connections.serve(stream, peer, cookie, netns).await }
+        };
+        accept::run(listener, self.limit.clone(), stop, limits::DRAIN_TIME, serve)
     }
 }
 

@@ -6,6 +6,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::Output;
 use crate::config::{self, Config};
+use crate::netns;
 use crate::redirect::{self, AgentDown, KernelPolicy, Listeners, Redirect};
 
 pub mod ca;
@@ -46,30 +47,8 @@ fn kernel_policy(
         },
         agent_cgroup,
         listeners,
-        v6_routable: v6_routable(),
+        v6_routable: netns::routes_v6(),
     }
-}
-
-/// Whether this network namespace has somewhere to send native IPv6 to, its own addresses included.
-fn v6_routable() -> bool {
-    std::fs::read_to_string("/proc/thread-self/net/ipv6_route").is_ok_and(|table| routes_v6(&table))
-}
-
-/// Looks for a route that is neither loopback, link-local, multicast nor a rejection. Pure.
-///
-/// Lines as in the kernel's net/ipv6/route.c: destination, its length, …, flags, device.
-fn routes_v6(table: &str) -> bool {
-    const RTF_REJECT: u32 = 0x0200;
-    table.lines().any(|line| {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [destination, length, .., flags, _device] = fields.as_slice() else {
-            return false;
-        };
-        let rejected = u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & RTF_REJECT != 0);
-        let loopback = *destination == "00000000000000000000000000000001" && *length == "80";
-        let local = destination.starts_with("fe8") || destination.starts_with("ff");
-        !rejected && !loopback && !local
-    })
 }
 
 /// Without it there is nothing to attach to.
@@ -171,32 +150,4 @@ fn print(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> S
 #[expect(clippy::print_stdout, reason = "this is how commands answer")]
 fn print_line(line: &str) {
     println!("{line}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_real_route_makes_ipv6_routable() {
-        let line = |dst: &str, len: &str, flags: &str, dev: &str| {
-            format!(
-                "{dst} {len} {z} 00 {z} 00000400 00000001 00000000 {flags} {dev}\n",
-                z = "0".repeat(32)
-            )
-        };
-        let none = "0".repeat(32);
-        let unreachable = line(&none, "00", "00200200", "lo");
-        let loopback = line("00000000000000000000000000000001", "80", "80200001", "lo");
-        let link_local = line("fe800000000000000000000000000000", "40", "00000001", "eth0");
-        assert!(!routes_v6(&format!("{unreachable}{loopback}{link_local}")));
-        assert!(routes_v6(&line(&none, "00", "00000003", "eth0")));
-        assert!(routes_v6(&line(
-            "20010db8000000000000000000000010",
-            "80",
-            "80200001",
-            "lo"
-        )));
-        assert!(!routes_v6(""));
-    }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::addr::{HostName, NetnsCookie, PeerAddr};
+use crate::addr::{NetnsCookie, PeerAddr};
 use crate::candidates::Candidates;
 use crate::decide::{self, Decision};
 use crate::dial::{self, Dialer, reset_on_close};
@@ -15,6 +15,7 @@ use crate::flows::Flow;
 use crate::hello::{self, Caps, First, Hello};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::netns::Netns;
 use crate::places::Places;
 use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
@@ -98,15 +99,15 @@ impl Error {
 type Served = (&'static str, &'static str);
 
 impl Connections {
-    /// Serves one accepted connection to its end, and records it, once.
-    pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, netns: NetnsCookie) {
+    /// Serves one accepted connection to its end, and records it, once. `cookie` is that of `netns`.
+    pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, cookie: NetnsCookie, netns: Netns) {
         let began = Instant::now();
         self.metrics.open_connections.inc();
         let mut flow = Flow {
             kind: "connection".to_owned(),
             ..Flow::default()
         };
-        let (decision, reason) = match self.run(stream, peer, netns, &mut flow).await {
+        let (decision, reason) = match self.run(stream, peer, cookie, &netns, &mut flow).await {
             Ok(served) => served,
             Err(error) => {
                 let (decision, reason) = (error.decision(), error.reason());
@@ -135,11 +136,12 @@ impl Connections {
         &self,
         mut stream: TcpStream,
         peer: PeerAddr,
-        netns: NetnsCookie,
+        cookie: NetnsCookie,
+        netns: &Netns,
         flow: &mut Flow,
     ) -> Result<Served, Error> {
         // Who, and where to: from the kernel half alone. Nobody else may be served.
-        let Some(recorded) = self.origins.take(netns, peer).map_err(Error::Lookup)? else {
+        let Some(recorded) = self.origins.take(cookie, peer).map_err(Error::Lookup)? else {
             reset_on_close(&stream);
             return Err(Error::Unrecorded);
         };
@@ -153,6 +155,7 @@ impl Connections {
             reset_on_close(&stream);
             return Err(Error::Refused("too_many_connections"));
         };
+        let dialer = self.dialer.within(netns);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);
         loop {
@@ -166,7 +169,7 @@ impl Connections {
                     return Err(Error::Refused(why));
                 }
                 Decision::Tunnel(why) if first == First::Silent => {
-                    let (origin, speaker) = self.wait_for_speaker(&stream, &recorded).await?;
+                    let (origin, speaker) = wait_for_speaker(&stream, &recorded, &dialer).await?;
                     match speaker {
                         // It was only slow: look at what it says.
                         Speaker::Client => {}
@@ -175,7 +178,7 @@ impl Connections {
                     }
                 }
                 Decision::Tunnel(why) => {
-                    tunnel::run(stream, &recorded, &seen, &self.dialer, limits::TUNNEL_IDLE).await?;
+                    tunnel::run(stream, &recorded, &seen, &dialer, limits::TUNNEL_IDLE).await?;
                     return Ok(("tunnel", why));
                 }
                 Decision::Terminate { host, route } => {
@@ -183,8 +186,14 @@ impl Connections {
                     let First::Hello(hello) = first else {
                         unreachable!("only a hello is terminated")
                     };
+                    let target = Target {
+                        host,
+                        origin: recorded.origin,
+                        workload: workload.cgroup_id,
+                        netns: netns.clone(),
+                    };
                     return self
-                        .terminate(Replay::new(seen, stream), host, &hello, &recorded, workload)
+                        .terminate(Replay::new(seen, stream), target, &hello, workload)
                         .await;
                 }
             }
@@ -201,20 +210,6 @@ impl Connections {
             candidate,
             snapshot.on_unknown_name,
         )
-    }
-
-    async fn wait_for_speaker(
-        &self,
-        stream: &TcpStream,
-        recorded: &Recorded,
-    ) -> Result<(TcpStream, Speaker), Error> {
-        let origin = self
-            .dialer
-            .connect(recorded.origin)
-            .await
-            .inspect_err(|_| reset_on_close(stream))?;
-        let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
-        Ok((origin, speaker))
     }
 
     async fn tunnel_on(
@@ -235,17 +230,11 @@ impl Connections {
     async fn terminate(
         &self,
         io: Replay<TcpStream>,
-        host: HostName,
+        target: Target,
         hello: &Hello,
-        recorded: &Recorded,
         workload: Workload,
     ) -> Result<Served, Error> {
-        self.candidates.learn(recorded.origin.0.ip());
-        let target = Target {
-            host,
-            origin: recorded.origin,
-            workload: workload.cgroup_id,
-        };
+        self.candidates.learn(target.origin.0.ip());
         // The origin first: its choice of protocol is ours, and one that cannot be reached is told by reset,
         // before the workload believes in a connection.
         let origin_speaks = match self.current.load().upstreams.prepare(&target).await {
@@ -268,6 +257,19 @@ impl Connections {
         exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
         Ok(("terminate", "routed"))
     }
+}
+
+async fn wait_for_speaker(
+    stream: &TcpStream,
+    recorded: &Recorded,
+    dialer: &Dialer,
+) -> Result<(TcpStream, Speaker), Error> {
+    let origin = dialer
+        .connect(recorded.origin)
+        .await
+        .inspect_err(|_| reset_on_close(stream))?;
+    let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
+    Ok((origin, speaker))
 }
 
 /// A client without ALPN speaks HTTP/1.1, whatever the origin does.

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use crate::addr::OriginAddr;
 use crate::class::Class;
+use crate::netns::Netns;
 
 /// Flags a socket as the agent's own before it connects; faked in tests.
 pub trait OwnSocket: Send + Sync {
@@ -53,17 +54,33 @@ impl Error {
 pub struct Dialer {
     own: Arc<dyn OwnSocket>,
     limit: Duration,
+    netns: Netns,
 }
 
 impl Dialer {
+    /// In the agent's own network namespace.
     pub fn new(own: Arc<dyn OwnSocket>, limit: Duration) -> Self {
-        Self { own, limit }
+        Self {
+            own,
+            limit,
+            netns: Netns::OWN,
+        }
+    }
+
+    /// The same from another namespace, with the source address and the routes that are found there.
+    #[must_use]
+    pub fn within(&self, netns: &Netns) -> Self {
+        Self {
+            netns: netns.clone(),
+            ..self.clone()
+        }
     }
 
     /// A connection to exactly the address that the workload chose.
     pub async fn connect(&self, origin: OriginAddr) -> Result<TcpStream, Error> {
         let socket = self
             .socket(origin)
+            .await
             .map_err(|source| Error::Socket { origin, source })?;
         match timeout(self.limit, socket.connect(origin.0)).await {
             Ok(Ok(stream)) => Ok(stream),
@@ -75,12 +92,8 @@ impl Dialer {
         }
     }
 
-    fn socket(&self, origin: OriginAddr) -> io::Result<TcpSocket> {
-        let socket = if origin.0.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
+    async fn socket(&self, origin: OriginAddr) -> io::Result<TcpSocket> {
+        let socket = self.netns.socket(origin.0.is_ipv4()).await?;
         self.own.flag(socket.as_fd())?;
         socket.set_nodelay(true)?;
         Ok(socket)

@@ -12,6 +12,7 @@ pub mod class;
 pub mod flows;
 pub mod limits;
 pub mod metrics;
+pub mod netns;
 pub mod places;
 pub mod replay;
 pub mod secret;

@@ -71,5 +71,13 @@ pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
 pub const UPSTREAM_IDLE_PER_KEY: usize = 32;
 /// Pool keys kept.
 pub const UPSTREAM_KEYS: u64 = 4096;
+/// Network namespaces served at once, besides the agent's own; each takes three descriptors.
+pub const NAMESPACES: usize = 1024;
+/// Cgroups looked at for network namespaces at once.
+pub const DISCOVERY_CGROUPS: usize = 20_000;
+/// Processes looked at for network namespaces at once.
+pub const DISCOVERY_PROCESSES: usize = 64 * 1024;
+/// Of the processes that are known, as many are looked at again each time.
+pub const DISCOVERY_RECHECKS: usize = 2048;
 /// Time to finish open requests when the agent is told to stop.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);

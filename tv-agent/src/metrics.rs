@@ -63,6 +63,14 @@ pub struct Metrics {
     pub cache: Family<CacheLabels, Counter>,
     pub upstream_connections: Counter,
     pub config_reloads: Family<ResultLabels, Counter>,
+    /// Besides the agent's own.
+    pub namespaces: Gauge,
+    pub namespace_failures: Family<ReasonLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    pub reason: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -91,6 +99,8 @@ impl Metrics {
             cache: Family::default(),
             upstream_connections: Counter::default(),
             config_reloads: Family::default(),
+            namespaces: Gauge::default(),
+            namespace_failures: Family::default(),
         };
         registry.register(
             "connections",
@@ -144,6 +154,16 @@ impl Metrics {
             "config_reloads",
             "Configuration reloads by result",
             metrics.config_reloads.clone(),
+        );
+        registry.register(
+            "network_namespaces",
+            "Network namespaces served now, besides the agent's own",
+            metrics.namespaces.clone(),
+        );
+        registry.register(
+            "network_namespace_failures",
+            "Network namespaces that could not be served, by reason",
+            metrics.namespace_failures.clone(),
         );
         metrics.registry = Arc::new(registry);
         metrics

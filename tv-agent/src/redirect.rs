@@ -42,6 +42,15 @@ pub trait OriginLookup: Send + Sync {
     fn take(&self, netns: NetnsCookie, peer: PeerAddr) -> io::Result<Option<Recorded>>;
 }
 
+/// What the kernel half has to know of each network namespace but the agent's own; faked in tests.
+pub trait NetnsFacts: Send + Sync {
+    /// # Errors
+    /// When the map refuses: it holds [`tv_ebpf::abi::NETNS_ENTRIES`].
+    fn set(&self, netns: NetnsCookie, v6_routable: bool) -> Result<(), Error>;
+
+    fn forget(&self, netns: NetnsCookie);
+}
+
 /// A lookup that knows nothing: for an agent without the kernel half, and for tests of refusal.
 pub struct NoRecords;
 
@@ -82,7 +91,8 @@ pub struct KernelPolicy {
     /// A cgroup whose sockets are let through (see [`cgroup_id`]): for sockets that a library opens unflagged.
     pub agent_cgroup: Option<u64>,
     pub listeners: Listeners,
-    /// Whether native IPv6 can leave the namespace; if not it is refused with ENETUNREACH.
+    /// Whether native IPv6 can leave the agent's own namespace (see [`NetnsFacts`] for others); if not it is
+    /// refused with ENETUNREACH.
     pub v6_routable: bool,
 }
 

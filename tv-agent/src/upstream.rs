@@ -1,6 +1,6 @@
 //! Stage 12: the real host, over verified TLS, at the address that the workload chose.
 //!
-//! Connections are pooled per workload, host and address: two workloads never share one.
+//! Connections are pooled per namespace, workload, host and address: two workloads never share one.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::class::Class;
 use crate::dial::{self, Dialer};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::netns::Netns;
 
 mod open;
 mod pool;
@@ -41,6 +42,8 @@ pub struct Target {
     pub origin: OriginAddr,
     /// cgroup id of the workload.
     pub workload: u64,
+    /// Where the workload lives, and where connections for it are made.
+    pub netns: Netns,
 }
 
 impl Target {
@@ -195,10 +198,15 @@ impl Upstreams {
 
     /// Lets go of what has been idle too long; called now and then.
     pub fn sweep(&self) {
-        self.lanes.run_pending_tasks();
-        for (_, lane) in &self.lanes {
-            lane.sweep();
+        for (target, lane) in &self.lanes {
+            if target.netns.is_closed() {
+                // Its sockets would keep a namespace alive that nobody lives in.
+                self.lanes.invalidate(&*target);
+            } else {
+                lane.sweep();
+            }
         }
+        self.lanes.run_pending_tasks();
     }
 
     fn lane(&self, target: &Target) -> Arc<Lane> {
@@ -277,7 +285,7 @@ impl Upstreams {
     }
 
     async fn connect(&self, target: &Target, tls: &TlsConnector) -> Result<Connection, Error> {
-        let tcp = self.dialer.connect(target.origin).await?;
+        let tcp = self.dialer.within(&target.netns).connect(target.origin).await?;
         let (host, origin) = (&target.host, target.origin);
         let limit = limits::UPSTREAM_HANDSHAKE_TIME;
         let name = rustls_pki_types::ServerName::try_from(host.as_str().to_owned());

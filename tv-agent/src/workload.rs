@@ -58,14 +58,14 @@ impl Workloads {
         }
     }
 
-    /// The enrolled cgroups' directories.
-    pub fn roots(&self) -> Vec<PathBuf> {
-        self.roots.load().to_vec()
-    }
-
     pub fn set_roots(&self, roots: Vec<PathBuf>) {
         self.roots.store(Arc::new(roots));
         self.known.invalidate_all();
+    }
+
+    /// The enrolled cgroups' directories.
+    pub fn roots(&self) -> Arc<Vec<PathBuf>> {
+        self.roots.load_full()
     }
 
     /// The caller behind a record.

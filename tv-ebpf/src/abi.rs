@@ -24,6 +24,8 @@ pub const OWN: &str = "TV_OWN";
 pub const ORIGINS: &str = "TV_ORIGINS";
 /// LRU hash of [`TupleKey`] to [`Record`].
 pub const TUPLES: &str = "TV_TUPLES";
+/// Hash of u64, the cookie of a network namespace other than the agent's, to u32: [`FLAG_V6_ROUTABLE`] or 0.
+pub const NETNS: &str = "TV_NETNS";
 /// Per-CPU array of u64, indexed by [`crate::Reason`].
 pub const COUNTERS: &str = "TV_COUNTERS";
 
@@ -44,6 +46,8 @@ pub const PROGRAMS: [&str; 7] = [
 pub const PORT_WORDS: usize = 65_536 / 64;
 /// Prefixes in [`BYPASS`].
 pub const BYPASS_ENTRIES: usize = 4_096;
+/// Network namespaces in [`NETNS`].
+pub const NETNS_ENTRIES: usize = 2_048;
 /// Connections between SYN and accept(), LRU. Small LRU maps evict early, in batches (Linux, per-CPU lists).
 pub const TUPLE_ENTRIES: usize = 65_536;
 
@@ -51,7 +55,7 @@ pub const TUPLE_ENTRIES: usize = 65_536;
 pub const FLAG_OPEN: u32 = 1;
 /// [`Settings::flags`]: UDP to a captured port is refused.
 pub const FLAG_BLOCK_QUIC: u32 = 1 << 1;
-/// [`Settings::flags`]: native IPv6 can leave the network namespace.
+/// [`Settings::flags`]: native IPv6 can leave the network namespace, for those that are not in [`NETNS`].
 pub const FLAG_V6_ROUTABLE: u32 = 1 << 2;
 
 /// Policy besides ports and prefixes. All zero, as the kernel makes it, means: nobody listens, refuse.
@@ -165,9 +169,11 @@ mod tests {
     #[test]
     fn map_and_program_names_fit_the_kernel() {
         // BPF_OBJ_NAME_LEN is 16 with the final NUL; the kernel would cut longer names.
-        for name in [SETTINGS, DEADLINE, PORTS, BYPASS, OWN, ORIGINS, TUPLES, COUNTERS]
-            .into_iter()
-            .chain(PROGRAMS)
+        for name in [
+            SETTINGS, DEADLINE, PORTS, BYPASS, OWN, ORIGINS, TUPLES, NETNS, COUNTERS,
+        ]
+        .into_iter()
+        .chain(PROGRAMS)
         {
             assert!(name.len() < 16, "{name}");
         }

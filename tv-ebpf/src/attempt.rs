@@ -8,14 +8,16 @@ use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::generated::{bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
 use tv_ebpf::abi::{FLAG_BLOCK_QUIC, FLAG_OPEN, FLAG_V6_ROUTABLE, MAPPED_WORD, mapped};
 use tv_ebpf::verdict::{Facts, Family};
 use tv_ebpf::{Reason, Settings};
 
-use crate::maps::{TV_BYPASS, TV_DEADLINE, TV_HAS_SET_RETVAL, TV_OWN, TV_PORTS, TV_SETTINGS, count, storage};
+use crate::maps::{
+    TV_BYPASS, TV_DEADLINE, TV_HAS_SET_RETVAL, TV_NETNS, TV_OWN, TV_PORTS, TV_SETTINGS, count, storage,
+};
 
 /// Return values of cgroup programs.
 pub const ALLOW: i32 = 1;
@@ -162,7 +164,12 @@ impl Facts for Attempt<'_> {
 
     #[inline(always)]
     fn v6_routable(&self) -> bool {
-        self.settings.flags & FLAG_V6_ROUTABLE != 0
+        // SAFETY: the helper takes the context; the flags are read at once, and a deleted entry's are as good.
+        let own = unsafe {
+            let netns = bpf_get_netns_cookie(self.ctx.sock_addr.cast());
+            TV_NETNS.get(&netns).copied()
+        };
+        own.unwrap_or(self.settings.flags) & FLAG_V6_ROUTABLE != 0
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@
 //! | [`abi::OWN`] | flags its own sockets by fd | read; no program writes it, so no workload can |
 //! | [`abi::ORIGINS`] | - | connect writes; handover and getpeername read. Lives and dies with the socket |
 //! | [`abi::TUPLES`] | takes (reads and deletes) after accept() | handover writes |
+//! | [`abi::NETNS`] | writes as namespaces come and go | read for native IPv6 |
 //! | [`abi::COUNTERS`] | reads | every decision counts under its [`Reason`] |
 #![no_std]
 

@@ -2,10 +2,10 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::btf_maps::{Array, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
-use tv_ebpf::abi::{BYPASS_ENTRIES, PORT_WORDS, TUPLE_ENTRIES};
+use tv_ebpf::abi::{BYPASS_ENTRIES, NETNS_ENTRIES, PORT_WORDS, TUPLE_ENTRIES};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
 #[btf_map]
@@ -29,6 +29,9 @@ pub static TV_ORIGINS: SkStorage<Record> = SkStorage::new();
 
 #[btf_map]
 pub static TV_TUPLES: LruHashMap<TupleKey, Record, TUPLE_ENTRIES> = LruHashMap::new();
+
+#[btf_map]
+pub static TV_NETNS: HashMap<u64, u32, NETNS_ENTRIES> = HashMap::new();
 
 #[btf_map]
 pub static TV_COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();

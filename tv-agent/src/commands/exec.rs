@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{LISTEN_V4, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6, v6_routable};
+use super::{LISTEN_V4, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin::Admin;
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
@@ -21,6 +21,7 @@ use crate::cli::{ExecArgs, exit};
 use crate::config::{self, Config};
 use crate::enter::{self, EnterSpec};
 use crate::metrics::Metrics;
+use crate::netns;
 use crate::redirect::{self, Redirect};
 use crate::trust;
 use crate::workload::Workloads;
@@ -103,7 +104,8 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     serve_metrics(&config, &metrics, &handles).await;
     let wiring = Wiring {
         origins: handles.clone(),
-        own: handles,
+        own: handles.clone(),
+        namespaces: Some(handles),
         workloads: Arc::new(Workloads::new(mount, vec![cgroup.0.clone()])),
         authority,
         metrics,
@@ -187,7 +189,7 @@ async fn serve_metrics(config: &Config, metrics: &Metrics, handles: &Arc<redirec
 fn beat(redirect: &Redirect, agent: &Agent) {
     if let Err(error) = redirect
         .heartbeat()
-        .and_then(|()| redirect.set_v6_routable(v6_routable()))
+        .and_then(|()| redirect.set_v6_routable(netns::routes_v6()))
     {
         tracing::error!(
             "the kernel half cannot be told that the agent lives: {}",

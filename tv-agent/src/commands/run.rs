@@ -10,13 +10,14 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{LISTEN_V4, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup, v6_routable};
+use super::{LISTEN_V4, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup};
 use crate::admin::{self, Admin};
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
 use crate::metrics::{Metrics, ResultLabels};
+use crate::netns;
 use crate::redirect::{self, Redirect};
 use crate::workload::Workloads;
 
@@ -158,6 +159,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let wiring = Wiring {
         origins: handles.clone(),
         own: handles.clone(),
+        namespaces: Some(handles.clone()),
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
@@ -283,7 +285,7 @@ impl Daemon {
         let told = self
             .redirect
             .heartbeat()
-            .and_then(|()| self.redirect.set_v6_routable(v6_routable()));
+            .and_then(|()| self.redirect.set_v6_routable(netns::routes_v6()));
         if let Err(error) = told {
             tracing::error!(
                 "the kernel half cannot be told that the agent lives: {}",

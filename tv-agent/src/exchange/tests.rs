@@ -2,12 +2,14 @@
 
 use super::*;
 use crate::addr::{HostName, OriginAddr};
+use crate::netns::Netns;
 
 fn target() -> Target {
     Target {
         host: HostName::parse("api.example.com").unwrap(),
         origin: OriginAddr("192.0.2.1:443".parse().unwrap()),
         workload: 1,
+        netns: Netns::OWN,
     }
 }
 

@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use tv_ebpf::abi::{self, PORT_WORDS};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
-use super::{AgentDown, Error, KernelPolicy, OriginLookup, Recorded};
+use super::{AgentDown, Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
 
@@ -30,6 +30,7 @@ pub(super) struct Tables {
     bypass: LpmTrie<MapData, [u8; 16], u32>,
     own: SkStorage<MapData, u32>,
     tuples: HashMap<MapData, TupleKey, Record>,
+    netns: HashMap<MapData, u64, u32>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -44,6 +45,7 @@ struct Shared {
     own: Mutex<SkStorage<MapData, u32>>,
     tuples: Mutex<HashMap<MapData, TupleKey, Record>>,
     deadline: Mutex<Array<MapData, u64>>,
+    netns: Mutex<HashMap<MapData, u64, u32>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -65,6 +67,7 @@ impl Tables {
             bypass: take(ebpf, abi::BYPASS)?,
             own: take(ebpf, abi::OWN)?,
             tuples: take(ebpf, abi::TUPLES)?,
+            netns: take(ebpf, abi::NETNS)?,
             counters: take(ebpf, abi::COUNTERS)?,
         })
     }
@@ -84,6 +87,7 @@ impl Handles {
             own: Mutex::new(tables.own),
             tuples: Mutex::new(tables.tuples),
             deadline: Mutex::new(tables.deadline),
+            netns: Mutex::new(tables.netns),
             counters: tables.counters,
         };
         Self {
@@ -183,6 +187,20 @@ impl OwnSocket for Handles {
         lock(&self.shared.own)
             .insert(&socket, 1u32, 0)
             .map_err(io::Error::other)
+    }
+}
+
+impl NetnsFacts for Handles {
+    fn set(&self, netns: NetnsCookie, v6_routable: bool) -> Result<(), Error> {
+        let flags = if v6_routable { abi::FLAG_V6_ROUTABLE } else { 0 };
+        lock(&self.shared.netns)
+            .insert(netns.0, flags, 0)
+            .map_err(|error| refused(abi::NETNS, error))
+    }
+
+    fn forget(&self, netns: NetnsCookie) {
+        // Only one that was never told is not there.
+        let _ = lock(&self.shared.netns).remove(&netns.0);
     }
 }
 

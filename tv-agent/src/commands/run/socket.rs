@@ -33,7 +33,7 @@ pub(super) async fn serve(
             .chain(listeners.v6)
             .map(|address| address.to_string())
             .collect(),
-        cgroups: workloads.roots(),
+        cgroups: workloads.roots().to_vec(),
         routes: current
             .load()
             .routes
