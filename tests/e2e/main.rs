@@ -8,4 +8,5 @@ mod exec;
 mod failures;
 mod leftovers;
 mod load;
+mod pods;
 mod support;
