@@ -1,6 +1,7 @@
 //! Workloads in network namespaces of their own, as pods have them, under one daemon.
 
-use std::net::IpAddr;
+use std::io::Read as _;
+use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -344,6 +345,41 @@ fn a_deleted_pod_is_let_go() {
         assert!(left.len() == 1 && left[0].contains("/pod1"), "{log}");
     });
 }
+
+/// An origin that neither answers nor closes would hold a tunnel, and with it the namespace, for an hour.
+#[test]
+fn a_deleted_pod_is_let_go_whatever_its_origins_do() {
+    World::run(|world| {
+        let daemon = world.daemon("silent", world.config()).unwrap();
+        world.deserted("silent.example");
+        let silent = TcpListener::bind("192.0.2.50:443").unwrap();
+        let mut pod = Pod::running(&daemon, 1);
+        wait_for("served", LIMIT, || daemon.metric(SERVED).unwrap() == 1);
+        let mut client =
+            process::start(pod.command(world, &["python3", "-c", TALK]).stdin(Stdio::null())).unwrap();
+        let (mut held, peer) = silent.accept().unwrap();
+        assert_eq!(peer.ip(), pod.addresses()[0]);
+        let mut said = [0; 5];
+        held.read_exact(&mut said).unwrap();
+        assert_eq!(&said, b"hello");
+        client.kill();
+        pod.delete();
+        let there = || {
+            let shown = Command::new("ip").args(["link", "show", &pod.veth()]).output();
+            shown.unwrap().status.success()
+        };
+        assert!(there(), "the tunnel is open");
+        wait_for("the namespace dies", Duration::from_secs(15), || !there());
+        assert_eq!(daemon.metric("tv_agent_open_connections").unwrap(), 0);
+    });
+}
+
+const TALK: &str = r#"
+import socket, time
+stream = socket.create_connection(("192.0.2.50", 443))
+stream.sendall(b"hello")
+time.sleep(600)
+"#;
 
 #[test]
 fn a_pod_that_cannot_be_served_stays_refused_and_disturbs_nobody() {

@@ -96,7 +96,7 @@ type Served = (&'static str, &'static str);
 impl Connections {
     /// Serves one accepted connection to its end, and records it, once. `cookie` is that of `netns`.
     pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, cookie: NetnsCookie, netns: Netns) {
-        self.metrics.open_connections.inc();
+        let _open = Open::count(&self.metrics);
         match self.run(stream, peer, cookie, &netns).await {
             Ok((decision, reason)) => self.metrics.connection(decision, reason),
             Err(error) => {
@@ -111,7 +111,6 @@ impl Connections {
                 }
             }
         }
-        self.metrics.open_connections.dec();
     }
 
     async fn run(
@@ -224,6 +223,22 @@ impl Connections {
         };
         exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
         Ok(("terminate", "routed"))
+    }
+}
+
+/// One open connection in the metrics, also when a drain cuts it off.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.open_connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open_connections.dec();
     }
 }
 
