@@ -9,4 +9,5 @@ mod exec;
 mod failures;
 mod leftovers;
 mod load;
+mod pods;
 mod support;

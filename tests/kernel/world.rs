@@ -178,6 +178,17 @@ impl Agent {
     }
 }
 
+/// Shut down before they are closed: a child that another test is just forking holds a copy of each descriptor
+/// until it executes, and would keep them listening for that moment.
+impl Drop for Doors {
+    fn drop(&mut self) {
+        for listener in self.all() {
+            // Fails only where nobody listens any more.
+            let _ = shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both);
+        }
+    }
+}
+
 impl Doors {
     /// Listens in the calling thread's network namespace.
     pub fn open(handles: &Handles) -> Self {
@@ -224,13 +235,7 @@ impl Doors {
     }
 
     /// Closed: what the kernel makes of a dead agent's listeners.
-    ///
-    /// Shut down first: a child that another test is just forking holds a copy of each descriptor until it
-    /// executes, and would keep them listening for that moment.
     pub fn close(&mut self) {
-        for listener in self.all() {
-            shutdown(listener.as_fd().as_raw_fd(), Shutdown::Both).expect("shut down");
-        }
         *self = Self::default();
     }
 

@@ -102,7 +102,7 @@ impl Connections {
     /// Serves one accepted connection to its end, and records it, once. `cookie` is that of `netns`.
     pub async fn serve(&self, stream: TcpStream, peer: PeerAddr, cookie: NetnsCookie, netns: Netns) {
         let began = Instant::now();
-        self.metrics.open_connections.inc();
+        let _open = Open::count(&self.metrics);
         let mut flow = Flow {
             kind: "connection".to_owned(),
             ..Flow::default()
@@ -122,7 +122,6 @@ impl Connections {
             }
         };
         self.metrics.connection(decision, reason);
-        self.metrics.open_connections.dec();
         self.exchange.flows.note(Flow {
             outcome: decision.to_owned(),
             reason: Some(reason.to_owned()),
@@ -256,6 +255,22 @@ impl Connections {
         };
         exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
         Ok(("terminate", "routed"))
+    }
+}
+
+/// One open connection in the metrics, also when a drain cuts it off.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn count(metrics: &'a Metrics) -> Self {
+        metrics.open_connections.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open_connections.dec();
     }
 }
 

@@ -351,8 +351,8 @@ impl Incomplete {
         }
         if found.hidden && !self.hidden {
             tracing::error!(
-                "enrolled processes of another pid namespace cannot be looked at; start the agent in the host's \
-                 (hostPID)"
+                "enrolled processes cannot be looked at, and are refused in network namespaces of their own; start the \
+                 agent in the host's pid namespace (hostPID) and with CAP_SYS_PTRACE"
             );
             count_failure(metrics, "hidden");
         }

@@ -57,7 +57,7 @@ pub struct Found {
     pub namespaces: HashMap<NetnsId, Seen>,
     /// There were more cgroups or processes than [`Bounds`] allows.
     pub truncated: bool,
-    /// There were processes of another pid namespace, which cannot be looked at.
+    /// There were processes that cannot be looked at: of another pid namespace, or for want of CAP_SYS_PTRACE.
     pub hidden: bool,
 }
 
@@ -152,8 +152,13 @@ impl Looker {
                 }
                 let before = self.known.get(&process).copied();
                 let fresh = before.filter(|before| before.checked + rounds > self.round);
-                let Some(now) = fresh.or_else(|| self.look_at(process)) else {
-                    continue;
+                let now = match fresh.map_or_else(|| self.look_at(process), Ok) {
+                    Ok(now) => now,
+                    Err(error) => {
+                        // Else it is gone, or about to be.
+                        found.hidden |= error.kind() == io::ErrorKind::PermissionDenied;
+                        continue;
+                    }
                 };
                 known.insert(process, now);
                 found.namespaces.entry(now.netns).or_insert_with(|| Seen {
@@ -167,10 +172,9 @@ impl Looker {
         found
     }
 
-    /// None for a process that is gone, or about to be.
-    fn look_at(&self, process: i32) -> Option<Known> {
-        let metadata = fs::metadata(format!("/proc/{process}/ns/net")).ok()?;
-        Some(Known {
+    fn look_at(&self, process: i32) -> io::Result<Known> {
+        let metadata = fs::metadata(format!("/proc/{process}/ns/net"))?;
+        Ok(Known {
             netns: id_of(&metadata),
             checked: self.round,
         })
