@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, build, process, root, target};
+use crate::{Failed, Outcome, build, kernels, process, root, target};
 
 /// A layer's name, what it is, and which tests of the workspace belong to it.
 type Layer = (&'static str, &'static str, &'static [&'static str]);
@@ -36,8 +36,23 @@ const LAYERS: &[Layer] = &[
     ),
 ];
 
-/// Runs all layers, or those that are named.
+const KERNELS: &str = "--kernels";
+
+/// Runs all layers, or those that are named; with `--kernels`, also the kernel layer on other kernels.
 pub fn run(arguments: &[String]) -> Outcome {
+    let mut parts = arguments.splitn(2, |argument| argument == KERNELS);
+    let (named, versions) = (parts.next().unwrap_or_default(), parts.next());
+    if versions.is_none() || !named.is_empty() {
+        layers(named)?;
+    }
+    let Some(versions) = versions else {
+        return Ok(());
+    };
+    build::run(&[])?;
+    kernels::run(versions)
+}
+
+fn layers(arguments: &[String]) -> Outcome {
     if let Some(unknown) = arguments
         .iter()
         .find(|a| LAYERS.iter().all(|(name, ..)| name != a))
