@@ -38,18 +38,22 @@ const LAYERS: &[Layer] = &[
 
 const KERNELS: &str = "--kernels";
 
-/// Runs all layers, or those that are named; with `--kernels`, also the kernel layer on other kernels.
+/// Runs all layers and one other kernel, or the layers that are named; with `--kernels`, the kernel layer on other
+/// kernels, all or those that are named.
 pub fn run(arguments: &[String]) -> Outcome {
     let mut parts = arguments.splitn(2, |argument| argument == KERNELS);
     let (named, versions) = (parts.next().unwrap_or_default(), parts.next());
     if versions.is_none() || !named.is_empty() {
         layers(named)?;
     }
-    let Some(versions) = versions else {
-        return Ok(());
-    };
-    build::run(&[])?;
-    kernels::run(versions)
+    match versions {
+        Some(versions) => {
+            build::run(&[])?;
+            kernels::run(versions)
+        }
+        None if named.is_empty() => kernels::smoke(),
+        None => Ok(()),
+    }
 }
 
 fn layers(arguments: &[String]) -> Outcome {

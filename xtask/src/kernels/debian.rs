@@ -7,6 +7,7 @@ use std::process::Command;
 use super::{Kernel, NEWEST, failed, read};
 use crate::{Failed, Outcome, process};
 
+/// Where the machine itself has no such archive.
 const MIRROR: &str = "http://deb.debian.org";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Depends on the newest kernel of its suite. The cloud flavour has what a virtual machine needs, and is small.
@@ -90,6 +91,20 @@ fn unpack(kernel: &Kernel, apt: &Apt, staging: &Path) -> Outcome {
     fs::write(staging.join("release"), release).map_err(failed(staging))
 }
 
+/// Where this machine gets `archive` from; Debian's own otherwise.
+fn mirror(archive: &str) -> String {
+    let mut apt = Command::new("apt-get");
+    apt.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]);
+    let known = process::output(&mut apt).unwrap_or_default();
+    archive_among(&known, archive).unwrap_or_else(|| format!("{MIRROR}/{archive}"))
+}
+
+fn archive_among(addresses: &str, archive: &str) -> Option<String> {
+    let mut addresses = addresses.lines().map(|address| address.trim_end_matches('/'));
+    let found = addresses.find(|address| address.rsplit('/').next() == Some(archive));
+    found.map(str::to_owned)
+}
+
 /// The packages that hold the kernel, of all that the meta package draws in.
 fn packages_in(depends: &str) -> Vec<String> {
     depends
@@ -158,7 +173,8 @@ impl Apt {
             fs::create_dir_all(&directory).map_err(failed(&directory))?;
         }
         // Only the index of packages: sid's other ones are large.
-        let line = format!("deb [signed-by={KEYRING} target=Packages] {MIRROR}/{archive} {suite} main\n");
+        let from = mirror(archive);
+        let line = format!("deb [signed-by={KEYRING} target=Packages] {from} {suite} main\n");
         fs::write(apt.directory.join("sources.list"), line).map_err(failed(&apt.directory))?;
         apt.run(apt.command("apt-get").args(["update", "--error-on=any"]))?;
         Ok(apt)
@@ -223,6 +239,16 @@ mod tests {
         let release = packages.iter().find_map(|name| release_in(name));
         assert_eq!(release, Some("7.2.13+deb14-cloud-amd64"));
         assert!(packages_in("linux-image-cloud-amd64\n").is_empty());
+    }
+
+    #[test]
+    fn the_machines_own_mirror_is_used() {
+        let known = "https://example.com/apt/\nhttp://mirror.example/debian-security/\nhttp://mirror.example/debian/\n";
+        assert_eq!(
+            archive_among(known, "debian").as_deref(),
+            Some("http://mirror.example/debian")
+        );
+        assert_eq!(archive_among("https://example.com/ubuntu/\n", "debian"), None);
     }
 
     #[test]

@@ -22,31 +22,38 @@ pub struct Report(String);
 pub fn run(image: &Image, tests: &Tests, filter: &str, tools: &Tools, log: &Path) -> Result<Report, Failed> {
     let archive = Scratch(log.with_file_name("initramfs.cpio"));
     pack(image, tests, filter, tools, &archive.0)?;
-    // `timeout` bounds the machine also when we are killed; in the foreground, so that ^C reaches it.
-    let mut qemu = Command::new("timeout");
-    qemu.args(["--foreground", "--kill-after=5", &BOOT_LIMIT.to_string()])
-        .arg(&tools.qemu)
-        // q35: microvm has hung at boot.
-        .args([
-            "-accel",
-            "tcg,thread=multi",
-            "-M",
-            "q35",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-m",
-            "1024",
-        ])
-        .args(["-nographic", "-nodefaults", "-no-reboot", "-serial", "stdio"])
-        .args(["-append", "console=ttyS0 panic=-1 quiet loglevel=3"])
-        .arg("-kernel")
-        .arg(&image.vmlinuz)
-        .arg("-initrd")
-        .arg(&archive.0)
-        .stdin(Stdio::null());
-    let output = qemu.output().map_err(failed("timeout"))?;
+    // Ends with us, however we end, and after a while in any case; in the foreground, so that ^C reaches it.
+    let mut qemu = Command::new("setpriv");
+    qemu.args([
+        "--pdeathsig",
+        "TERM",
+        "timeout",
+        "--foreground",
+        "--kill-after=5",
+        &BOOT_LIMIT.to_string(),
+    ])
+    .arg(&tools.qemu)
+    // q35: microvm has hung at boot.
+    .args([
+        "-accel",
+        "tcg,thread=multi",
+        "-M",
+        "q35",
+        "-cpu",
+        "max",
+        "-smp",
+        "2",
+        "-m",
+        "1024",
+    ])
+    .args(["-nographic", "-nodefaults", "-no-reboot", "-serial", "stdio"])
+    .args(["-append", "console=ttyS0 panic=-1 quiet loglevel=3"])
+    .arg("-kernel")
+    .arg(&image.vmlinuz)
+    .arg("-initrd")
+    .arg(&archive.0)
+    .stdin(Stdio::null());
+    let output = qemu.output().map_err(failed("setpriv"))?;
     let mut said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
     said.push_str(&String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
