@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tracing::Level;
 
-use crate::world::{ORIGIN4, with_world};
+use crate::world::{ORIGIN4, named, with_world};
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -38,7 +38,7 @@ fn a_refusal_is_logged_when_debugging() {
             let mut agent = world.agent();
             agent.doors.close();
             let log = agent.redirect.kernel_log().expect("on");
-            assert_eq!(world.workload().tcp(ORIGIN4, ""), Err(Errno::ECONNREFUSED));
+            assert_eq!(world.workload().tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()

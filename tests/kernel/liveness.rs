@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use nix::errno::Errno;
 use tv_agent::redirect::AgentDown;
 
-use crate::world::{Doors, LISTEN4, ORIGIN4, ORIGIN6, Origin, address, with_agent, with_world};
+use crate::world::{Doors, LISTEN4, ORIGIN4, ORIGIN6, Origin, address, named, with_agent, with_world};
 
 #[test]
 fn without_a_listener_a_closed_policy_refuses() {
@@ -18,7 +18,7 @@ fn without_a_listener_a_closed_policy_refuses() {
         for (to, options) in [(ORIGIN4, ""), (ORIGIN4, "mapped"), (ORIGIN6, "")] {
             assert_eq!(
                 workload.tcp(to, options),
-                Err(Errno::ECONNREFUSED),
+                Err(named(Errno::ECONNREFUSED)),
                 "{to} {options}"
             );
         }
@@ -52,7 +52,7 @@ fn a_strangers_listener_on_our_port_is_not_the_agent() {
         agent.doors.close();
         let stranger = TcpListener::bind(LISTEN4).unwrap();
         stranger.set_nonblocking(true).unwrap();
-        assert_eq!(world.workload().tcp(ORIGIN4, ""), Err(Errno::ECONNREFUSED));
+        assert_eq!(world.workload().tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
         assert!(stranger.accept().is_err(), "nobody was sent to it");
     });
 }
@@ -62,7 +62,7 @@ fn a_missed_deadline_counts_as_absence_until_the_next_heartbeat() {
     with_agent("late", |world, agent| {
         let mut workload = world.workload();
         agent.handles.stop_heartbeat().unwrap();
-        assert_eq!(workload.tcp(ORIGIN4, ""), Err(Errno::ECONNREFUSED));
+        assert_eq!(workload.tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
         assert_eq!(agent.count("late_refused"), 1);
         agent.redirect.heartbeat().unwrap();
         workload.tcp(ORIGIN4, "").unwrap();
@@ -82,6 +82,6 @@ fn before_the_first_heartbeat_nothing_passes() {
         let mut redirect = world.load();
         let _doors = Doors::open(&redirect.handles());
         redirect.attach(world.cgroup.path()).unwrap();
-        assert_eq!(world.workload().tcp(ORIGIN4, ""), Err(Errno::ECONNREFUSED));
+        assert_eq!(world.workload().tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
     });
 }

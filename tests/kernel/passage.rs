@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use tv_agent::dial::OwnSocket as _;
 use tv_tests::cgroup::TestCgroup;
 
-use crate::world::{LISTEN4, ORIGIN4, ORIGIN6, OTHER4, Origin, address, with_agent, with_world};
+use crate::world::{LISTEN4, ORIGIN4, ORIGIN6, OTHER4, Origin, address, named, with_agent, with_world};
 
 #[test]
 fn a_process_outside_the_cgroup_is_untouched() {
@@ -161,7 +161,7 @@ fn ipv6_is_refused_where_it_cannot_be_routed() {
     with_agent("noroute", |world, agent| {
         let mut workload = world.workload();
         agent.redirect.set_v6_routable(false).unwrap();
-        assert_eq!(workload.tcp(ORIGIN6, ""), Err(Errno::ENETUNREACH));
+        assert_eq!(workload.tcp(ORIGIN6, ""), Err(named(Errno::ENETUNREACH)));
         workload.tcp(ORIGIN4, "mapped").unwrap();
         assert!(agent.accept().1.is_some(), "v4-mapped is IPv4");
         agent.redirect.set_v6_routable(true).unwrap();

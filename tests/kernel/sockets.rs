@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use nix::errno::Errno;
 use tv_agent::redirect::AgentDown;
 
-use crate::world::{LISTEN4, ORIGIN4, ORIGIN6, OTHER4, Origin, address, with_agent};
+use crate::world::{LISTEN4, ORIGIN4, ORIGIN6, OTHER4, Origin, address, named, with_agent};
 
 #[test]
 fn non_blocking() {
@@ -47,8 +47,14 @@ fn a_socket_bound_to_a_device_cannot_be_redirected() {
     with_agent("device", |world, agent| {
         let origin = Origin::listen(ORIGIN4);
         let mut workload = world.workload();
-        assert_eq!(workload.tcp(ORIGIN4, "device=lo"), Err(Errno::ECONNREFUSED));
-        assert_eq!(workload.tcp(ORIGIN6, "device=lo"), Err(Errno::ECONNREFUSED));
+        assert_eq!(
+            workload.tcp(ORIGIN4, "device=lo"),
+            Err(named(Errno::ECONNREFUSED))
+        );
+        assert_eq!(
+            workload.tcp(ORIGIN6, "device=lo"),
+            Err(named(Errno::ECONNREFUSED))
+        );
         assert_eq!((origin.visitors(), agent.count("device_refused")), (0, 2));
         world.policy.on_agent_down = AgentDown::Open;
         agent.redirect.apply(&world.policy).unwrap();

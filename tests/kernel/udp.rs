@@ -2,14 +2,14 @@
 
 use nix::errno::Errno;
 
-use crate::world::{ORIGIN4, ORIGIN6, with_agent, with_world};
+use crate::world::{ORIGIN4, ORIGIN6, named, with_agent, with_world};
 
 #[test]
 fn a_captured_port_is_refused() {
     with_agent("udp", |world, agent| {
         let mut workload = world.workload();
         for (to, options) in [(ORIGIN4, ""), (ORIGIN4, "mapped"), (ORIGIN6, "")] {
-            let refused = Err(Errno::ECONNREFUSED);
+            let refused = Err(named(Errno::ECONNREFUSED));
             assert_eq!(
                 workload.udp_connect(to, options),
                 refused,
@@ -43,7 +43,7 @@ fn bypassed_prefixes_and_a_policy_that_allows_quic_are_untouched() {
         let mut workload = world.workload();
         workload.udp_connect(ORIGIN4, "").unwrap();
         workload.udp_send(ORIGIN4, "").unwrap();
-        assert_eq!(workload.udp_send(ORIGIN6, ""), Err(Errno::ECONNREFUSED));
+        assert_eq!(workload.udp_send(ORIGIN6, ""), Err(named(Errno::ECONNREFUSED)));
         world.policy.block_quic = false;
         agent.redirect.apply(&world.policy).unwrap();
         workload.udp_connect(ORIGIN6, "").unwrap();

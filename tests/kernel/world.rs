@@ -5,9 +5,11 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use tv_agent::addr::PeerAddr;
 use tv_agent::dial::OwnSocket as _;
@@ -83,6 +85,18 @@ pub fn addresses() -> Vec<IpAddr> {
     [ORIGIN4, ORIGIN6, OTHER4]
         .map(|origin| address(origin).ip())
         .to_vec()
+}
+
+/// The error that a refusal shows: `errno`, or EPERM where preflight says that the kernel lets none be named.
+pub fn named(errno: Errno) -> Errno {
+    static CAN_NAME: LazyLock<bool> = LazyLock::new(|| {
+        let findings = tv_agent::redirect::probe();
+        let finding = findings
+            .iter()
+            .find(|finding| finding.name == "helper set_retval");
+        finding.expect("a finding").detail.starts_with("there")
+    });
+    if *CAN_NAME { errno } else { Errno::EPERM }
 }
 
 pub fn address(text: &str) -> SocketAddr {

@@ -133,6 +133,11 @@ pub enum Error {
         #[source]
         source: Box<aya::programs::ProgramError>,
     },
+    #[error(
+        "this kernel lacks {0}, without which connections of different network namespaces cannot be told apart; \
+         use Linux 5.15 or later"
+    )]
+    Unsupported(&'static str),
     #[error("the BPF object lacks `{0}`: it belongs to another version; build again: cargo xtask build")]
     Incomplete(&'static str),
     #[error("map {map} refused an entry")]

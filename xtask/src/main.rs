@@ -3,6 +3,7 @@
 mod build;
 mod ci;
 mod demo;
+mod kernels;
 mod process;
 mod recipe;
 mod setup;
@@ -43,7 +44,7 @@ const COMMANDS: &[Command] = &[
     ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",
-        "[LAYER…] host, fakes, flow, kernel and e2e tests",
+        "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel and e2e tests; on other kernels",
         test::run,
     ),
     (

@@ -25,7 +25,7 @@ pub fn run(arguments: &[String]) -> Outcome {
         Err(missing) => install(&target, &missing)?,
     }
     if !has("ip", "-V") {
-        packages()?;
+        packages(&PACKAGES, &rustup())?;
     }
     eprintln!("nothing is missing");
     Ok(())
@@ -35,7 +35,7 @@ pub fn run(arguments: &[String]) -> Outcome {
 pub fn install(target: &Path, missing: &[Missing]) -> Outcome {
     if missing.contains(&Missing::Compiler) {
         eprintln!("missing: a Rust compiler with LLVM {LLVM_MAJOR} and the source of `core`");
-        packages()?;
+        packages(&PACKAGES, &rustup())?;
     }
     if missing.contains(&Missing::Linker) {
         eprintln!("missing: bpf-linker {LINKER_VERSION}; building it takes a few minutes");
@@ -59,22 +59,24 @@ pub fn install(target: &Path, missing: &[Missing]) -> Outcome {
         .map_err(|missing| Failed(format!("still missing after the installation: {missing:?}")))
 }
 
-fn packages() -> Outcome {
+/// The other way to a compiler with the source of `core`.
+fn rustup() -> String {
+    format!("\n  rustup component add rust-src   (a toolchain whose `rustc -vV` says LLVM {LLVM_MAJOR})")
+}
+
+/// Installs Debian packages, or names the command that does, and another way if there is one.
+pub fn packages(names: &[&str], otherwise: &str) -> Outcome {
     let debian = Path::new("/etc/debian_version").exists();
     let root = process::output(Command::new("id").arg("-u")).as_deref() == Some("0");
     if !debian || !root {
-        return Err(Failed(format!(
-            "install them with one of:\n  sudo apt-get install -y {}   (Debian)\n  \
-             rustup component add rust-src   (a toolchain whose `rustc -vV` says LLVM {LLVM_MAJOR})",
-            PACKAGES.join(" ")
-        )));
+        let apt = format!("sudo apt-get install -y {}   (Debian)", names.join(" "));
+        return Err(Failed(format!("install them with:\n  {apt}{otherwise}")));
     }
     process::run(announce(Command::new("apt-get").arg("update")))?;
     let mut apt = Command::new("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive");
     process::run(announce(
-        apt.args(["install", "-y", "--no-install-recommends"])
-            .args(PACKAGES),
+        apt.args(["install", "-y", "--no-install-recommends"]).args(names),
     ))
 }
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, build, process, root, target};
+use crate::{Failed, Outcome, build, kernels, process, root, target};
 
 /// A layer's name, what it is, and which tests of the workspace belong to it.
 type Layer = (&'static str, &'static str, &'static [&'static str]);
@@ -36,8 +36,27 @@ const LAYERS: &[Layer] = &[
     ),
 ];
 
-/// Runs all layers, or those that are named.
+const KERNELS: &str = "--kernels";
+
+/// Runs all layers and one other kernel, or the layers that are named; with `--kernels`, the kernel layer on other
+/// kernels, all or those that are named.
 pub fn run(arguments: &[String]) -> Outcome {
+    let mut parts = arguments.splitn(2, |argument| argument == KERNELS);
+    let (named, versions) = (parts.next().unwrap_or_default(), parts.next());
+    if versions.is_none() || !named.is_empty() {
+        layers(named)?;
+    }
+    match versions {
+        Some(versions) => {
+            build::run(&[])?;
+            kernels::run(versions)
+        }
+        None if named.is_empty() => kernels::smoke(),
+        None => Ok(()),
+    }
+}
+
+fn layers(arguments: &[String]) -> Outcome {
     if let Some(unknown) = arguments
         .iter()
         .find(|a| LAYERS.iter().all(|(name, ..)| name != a))

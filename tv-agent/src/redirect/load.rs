@@ -15,6 +15,7 @@ use tv_ebpf::abi;
 use super::cgroup::cgroup_id;
 use super::maps::{Handles, Tables};
 use super::pins::{InstanceLock, Pins};
+use super::probe::tells_netns_cookies;
 use super::{Error, KernelPolicy};
 
 #[cfg(tv_object)]
@@ -66,7 +67,6 @@ impl Redirect {
     pub fn load(pin_root: &Path, run_dir: &Path, instance: &str) -> Result<Self, Error> {
         let object = object().ok_or(Error::NoObject)?;
         let lock = InstanceLock::acquire(run_dir, instance)?;
-        let pins = Pins::create(pin_root, instance)?;
         let mut ebpf = load_object(object)?;
         for name in abi::PROGRAMS {
             let loaded = match ebpf.program_mut(name) {
@@ -76,7 +76,13 @@ impl Redirect {
             };
             loaded.map_err(|error| refused(name, error))?;
         }
+        // After the verifier, so that this refusal also says that the programs themselves would do.
+        if let Err(lacking) = tells_netns_cookies() {
+            lock.remove()?;
+            return Err(lacking);
+        }
         let handles = Handles::new(Tables::take(&mut ebpf)?);
+        let pins = Pins::create(pin_root, instance)?;
         Ok(Self {
             ebpf,
             handles,

@@ -1,14 +1,18 @@
 //! Preflight of the kernel half: what this machine has, and how to mend what it lacks.
 
 use std::fs;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::Error;
 use super::cgroup::cgroup2_mount;
 use super::load::{object, object_sha256};
+use crate::sys;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +34,7 @@ pub fn probe() -> Vec<Finding> {
         cgroup2(),
         bpffs(),
         capabilities(),
+        netns_cookie(),
     ];
     findings.extend(helpers());
     findings
@@ -37,8 +42,30 @@ pub fn probe() -> Vec<Finding> {
 
 /// Supported from here on.
 const FLOOR: (u32, u32) = (5, 15);
-/// Loads from here on; sockets that net_cls tags escape, and a refusal is EPERM.
-const BEST_EFFORT: (u32, u32) = (5, 10);
+/// Works from here on, but sockets that net_cls tags escape. Before it SO_NETNS_COOKIE is missing.
+const BEST_EFFORT: (u32, u32) = (5, 14);
+const COOKIE: &str = "SO_NETNS_COOKIE";
+
+/// Whether user space can learn the number by which the programs know a network namespace (Linux 5.14).
+///
+/// # Errors
+/// [`Error::Unsupported`]: a kernel on which an accepted connection's record could not be looked up.
+pub(super) fn tells_netns_cookies() -> Result<(), Error> {
+    let cookie = UnixDatagram::unbound().and_then(|socket| sys::netns_cookie(socket.as_fd()));
+    cookie.map(drop).map_err(|_| Error::Unsupported(COOKIE))
+}
+
+fn netns_cookie() -> Finding {
+    match tells_netns_cookies() {
+        Ok(()) => finding(COOKIE, true, "there".into(), None),
+        Err(_) => finding(
+            COOKIE,
+            false,
+            "the kernel does not have it (Linux 5.14)".into(),
+            Some(format!("use Linux {}.{} or later", FLOOR.0, FLOOR.1)),
+        ),
+    }
+}
 
 fn kernel() -> Finding {
     let release = nix::sys::utsname::uname()
@@ -234,7 +261,7 @@ mod tests {
             ("6.18.44", true, false),
             ("5.15.0-generic", true, false),
             ("5.14.0-503.el9.x86_64", true, true),
-            ("5.10.262+deb11", true, true),
+            ("5.10.262+deb11", false, true),
             ("5.9.1", false, true),
             ("4.18.0", false, true),
             ("rolling", false, true),
@@ -266,6 +293,7 @@ mod tests {
             "cgroup v2",
             "bpffs",
             "capabilities",
+            "SO_NETNS_COOKIE",
         ] {
             assert!(findings.iter().any(|finding| finding.name == name), "{name}");
         }
