@@ -65,7 +65,7 @@ pub fn run(names: &[String]) -> Outcome {
     boot(&wanted, &tools, !names.is_empty())
 }
 
-/// Runs on one kernel besides the machine's own: what every run of all tests includes.
+/// Runs on one kernel besides the machine's own: what `cargo xtask ci` includes.
 ///
 /// Skipped where qemu or the kernel cannot be had, as tests are, unless CI is `true`.
 pub fn smoke() -> Outcome {
