@@ -3,16 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 
+use crate::local;
 use crate::metrics::Metrics;
 
 /// Connections at once; a scraper needs one.
@@ -42,30 +39,11 @@ impl Admin {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| Error { address, source })?;
-        Ok(tokio::spawn(async move {
-            let limit = Arc::new(Semaphore::new(CONNECTIONS));
-            loop {
-                let permit = limit.clone().acquire_owned().await.expect("never closed");
-                let Ok((stream, _)) = listener.accept().await else {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                };
-                let admin = self.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| {
-                        let response = admin.answer(&request);
-                        async move { Ok::<_, std::convert::Infallible>(response) }
-                    });
-                    // Whatever a scraper does wrong concerns nobody else.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(Duration::from_secs(10))
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                    drop(permit);
-                });
-            }
-        }))
+        Ok(tokio::spawn(local::serve(
+            listener,
+            CONNECTIONS,
+            move |request| self.answer(request),
+        )))
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {

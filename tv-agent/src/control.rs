@@ -10,18 +10,17 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::flows::Flows;
+use crate::local;
 use crate::token::Tokens;
 
 /// Connections at once, followers included.
@@ -104,30 +103,11 @@ impl Control {
         }
         let listener = UnixListener::bind(path).map_err(failed("listen at"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
-        Ok(tokio::spawn(async move {
-            let limit = Arc::new(Semaphore::new(CONNECTIONS));
-            loop {
-                let permit = limit.clone().acquire_owned().await.expect("never closed");
-                let Ok((stream, _)) = listener.accept().await else {
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                };
-                let control = self.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(move |request| {
-                        let response = control.answer(&request);
-                        async move { Ok::<_, Infallible>(response) }
-                    });
-                    // Whatever a client does wrong concerns nobody else.
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(Duration::from_secs(10))
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                    drop(permit);
-                });
-            }
-        }))
+        Ok(tokio::spawn(local::serve(
+            listener,
+            CONNECTIONS,
+            move |request| self.answer(request),
+        )))
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Lines> {

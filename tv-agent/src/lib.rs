@@ -42,6 +42,7 @@ pub mod connection;
 // What puts them together, and what people ask for.
 pub mod config;
 pub mod agent;
+pub mod local;
 pub mod admin;
 pub mod control;
 pub mod trust;

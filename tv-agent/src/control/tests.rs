@@ -1,5 +1,7 @@
 //! The socket, asked by the client that the commands use.
 
+use std::time::Duration;
+
 use super::*;
 use crate::flows::Flow;
 use crate::metrics::Metrics;
