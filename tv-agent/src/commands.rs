@@ -4,10 +4,14 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::agent::Agent;
 use crate::cli::Output;
 use crate::config::{self, Config};
 use crate::netns;
-use crate::redirect::{self, AgentDown, KernelPolicy, Listeners, Redirect};
+use crate::redirect::{
+    self, AgentDown, DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR, KernelPolicy, Listeners,
+    Redirect,
+};
 
 pub mod ca;
 pub mod check;
@@ -18,7 +22,6 @@ pub mod explain;
 pub mod run;
 pub mod version;
 
-use crate::redirect::{DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR};
 /// Loopback, but an address that nothing else listens on.
 const LISTEN_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 34, 67, 1);
 
@@ -49,6 +52,20 @@ fn kernel_policy(
         listeners,
         v6_routable: netns::routes_v6(),
     }
+}
+
+/// What a running agent does every second: says that it lives, and lets go of what is idle.
+fn beat(redirect: &Redirect, agent: &Agent) {
+    let told = redirect
+        .heartbeat()
+        .and_then(|()| redirect.set_v6_routable(netns::routes_v6()));
+    if let Err(error) = told {
+        tracing::error!(
+            "the kernel half cannot be told that the agent lives: {}",
+            chain(&error)
+        );
+    }
+    agent.sweep();
 }
 
 /// Without it there is nothing to attach to.

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{LISTEN_V4, RUN_DIR, cgroup2_mount, chain, kernel_policy, listen_v6};
+use super::{LISTEN_V4, RUN_DIR, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin::Admin;
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
@@ -21,7 +21,6 @@ use crate::cli::{ExecArgs, exit};
 use crate::config::{self, Config};
 use crate::enter::{self, EnterSpec};
 use crate::metrics::Metrics;
-use crate::netns;
 use crate::redirect::{self, Redirect};
 use crate::trust;
 use crate::workload::Workloads;
@@ -184,19 +183,6 @@ async fn serve_metrics(config: &Config, metrics: &Metrics, handles: &Arc<redirec
     if let Err(error) = admin.serve(address).await {
         tracing::warn!("{}", chain(&error));
     }
-}
-
-fn beat(redirect: &Redirect, agent: &Agent) {
-    if let Err(error) = redirect
-        .heartbeat()
-        .and_then(|()| redirect.set_v6_routable(netns::routes_v6()))
-    {
-        tracing::error!(
-            "the kernel half cannot be told that the agent lives: {}",
-            chain(&error)
-        );
-    }
-    agent.sweep();
 }
 
 fn forward(pid: Option<Pid>, signal: Signal) {

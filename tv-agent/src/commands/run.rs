@@ -10,14 +10,13 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{LISTEN_V4, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup};
+use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup};
 use crate::admin::{self, Admin};
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
 use crate::metrics::{Metrics, ResultLabels};
-use crate::netns;
 use crate::redirect::{self, Redirect};
 use crate::workload::Workloads;
 
@@ -191,7 +190,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let mut cover = tokio::time::interval(COVER);
     loop {
         tokio::select! {
-            _ = heartbeat.tick() => daemon.beat(),
+            _ = heartbeat.tick() => beat(&daemon.redirect, &daemon.agent),
             _ = cover.tick() => daemon.cover(),
             _ = look.tick() => {
                 let now = digest_of(file);
@@ -279,20 +278,6 @@ impl Daemon {
                 Err(_) => {}
             }
         }
-    }
-
-    fn beat(&mut self) {
-        let told = self
-            .redirect
-            .heartbeat()
-            .and_then(|()| self.redirect.set_v6_routable(netns::routes_v6()));
-        if let Err(error) = told {
-            tracing::error!(
-                "the kernel half cannot be told that the agent lives: {}",
-                chain(&error)
-            );
-        }
-        self.agent.sweep();
     }
 
     /// Takes the file's new contents whole, or keeps the old configuration.
