@@ -192,7 +192,7 @@ impl Connections {
                         netns: netns.clone(),
                     };
                     return self
-                        .terminate(Replay::new(seen, stream), target, &hello, workload)
+                        .terminate(Replay::new(seen, stream), target, &hello, workload, flow.clone())
                         .await;
                 }
             }
@@ -232,6 +232,7 @@ impl Connections {
         target: Target,
         hello: &Hello,
         workload: Workload,
+        flow: Flow,
     ) -> Result<Served, Error> {
         self.candidates.learn(target.origin.0.ip());
         // The origin first: its choice of protocol is ours, and one that cannot be reached is told by reset,
@@ -251,6 +252,7 @@ impl Connections {
             exchange: self.exchange.clone(),
             workload,
             target,
+            flow,
             upgraded: Mutex::default(),
         };
         exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::body::Body;
 use crate::class::{Class, Refusal};
-use crate::flows::Flows;
+use crate::flows::{Flow, Flows};
 use crate::inject::{self, Presented};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -47,6 +47,8 @@ pub struct Session {
     pub exchange: Exchange,
     pub workload: Workload,
     pub target: Target,
+    /// Who connected, and where to: what the record of each request begins with.
+    pub flow: Flow,
     /// The protocol that the connection was switched to, running.
     pub upgraded: Mutex<JoinSet<()>>,
 }

@@ -8,7 +8,6 @@ use tracing::Level;
 
 use super::{Outcome, Session};
 use crate::flows::Flow;
-use crate::workload::Identity;
 
 impl Session {
     /// A refusal is an event of level warn, everything else of level info.
@@ -21,7 +20,6 @@ impl Session {
         took: Duration,
     ) {
         let status = outcome.response.status().as_u16();
-        let Identity { unit, pod, container } = self.workload.identity();
         self.exchange.metrics.request(route, outcome.result, status, took);
         // A macro, since the level is part of an event's call site.
         macro_rules! record {
@@ -29,12 +27,12 @@ impl Session {
                 tracing::event!(
                     target: "tv_agent::audit",
                     $level,
-                    cgroup = self.workload.cgroup.as_deref().unwrap_or("unknown"),
-                    unit,
-                    pod,
-                    container,
-                    tgid = self.workload.tgid,
-                    uid = self.workload.uid,
+                    cgroup = self.flow.cgroup.as_deref().unwrap_or("unknown"),
+                    unit = self.flow.unit,
+                    pod = self.flow.pod,
+                    container = self.flow.container,
+                    tgid = self.flow.tgid,
+                    uid = self.flow.uid,
                     host = %self.target.host,
                     origin = %self.target.origin,
                     route = &**route,
@@ -51,14 +49,6 @@ impl Session {
         }
         self.exchange.flows.note(Flow {
             kind: "request".to_owned(),
-            cgroup: self.workload.cgroup.as_deref().map(str::to_owned),
-            unit: unit.clone(),
-            pod: pod.clone(),
-            container: container.clone(),
-            tgid: self.workload.tgid,
-            uid: self.workload.uid,
-            host: Some(self.target.host.to_string()),
-            origin: Some(self.target.origin.to_string()),
             route: Some(route.to_string()),
             outcome: outcome.result.to_owned(),
             reason: outcome
@@ -68,7 +58,7 @@ impl Session {
             request: Some(format!("{method} {path}")),
             status: Some(status),
             took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            ..Flow::default()
+            ..self.flow.clone()
         });
         match &outcome.refused {
             None => record!(Level::INFO),
