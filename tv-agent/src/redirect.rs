@@ -51,15 +51,6 @@ pub trait NetnsFacts: Send + Sync {
     fn forget(&self, netns: NetnsCookie);
 }
 
-/// A lookup that knows nothing: for an agent without the kernel half, and for tests of refusal.
-pub struct NoRecords;
-
-impl OriginLookup for NoRecords {
-    fn take(&self, _: NetnsCookie, _: PeerAddr) -> io::Result<Option<Recorded>> {
-        Ok(None)
-    }
-}
-
 /// The address of a listener inside a network namespace, by family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listeners {

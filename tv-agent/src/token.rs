@@ -204,11 +204,6 @@ impl Obtained {
             digest: good.digest,
         }
     }
-
-    /// The time since the vault gave it: evicting a token that has just come would ask for it in a circle.
-    pub fn age(&self) -> Duration {
-        self.fetched.elapsed()
-    }
 }
 
 /// Where a token came from.

@@ -67,7 +67,7 @@ async fn the_second_request_comes_from_the_cache() {
     assert_eq!((first.source, second.source), (Source::Exchange, Source::Cache));
     assert!(Arc::ptr_eq(&first.token, &second.token));
     assert_eq!(first.token.expose(), "provider");
-    assert!(second.age() < Duration::from_secs(60) && second.fetched == first.fetched);
+    assert!(second.fetched.elapsed() < Duration::from_secs(60) && second.fetched == first.fetched);
     assert_eq!((fake.count(), tokens.len(), tokens.is_empty()), (1, 1, false));
     assert_eq!(
         (
