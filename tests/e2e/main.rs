@@ -11,3 +11,4 @@ mod leftovers;
 mod load;
 mod pods;
 mod support;
+mod takeover;
