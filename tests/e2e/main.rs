@@ -12,3 +12,4 @@ mod load;
 mod pods;
 mod support;
 mod takeover;
+mod soak;
