@@ -10,6 +10,6 @@ mod failures;
 mod leftovers;
 mod load;
 mod pods;
+mod soak;
 mod support;
 mod takeover;
-mod soak;

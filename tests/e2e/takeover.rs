@@ -140,6 +140,36 @@ fn status(world: &World, daemon: &Daemon<'_>) -> Value {
     serde_json::from_str(asked.expect_success()).unwrap()
 }
 
+/// Where a supervisor starts again whatever ends, the old one waits for its word; and it drains on that word.
+#[test]
+fn an_old_one_lingers_until_it_is_told_to_stop() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("linger", world.config()).unwrap();
+        let mut first = daemon.succeed_with(&["--linger"]).unwrap();
+        assert_eq!(first.wait(LIMIT).unwrap().code(), 0, "it was not told to linger");
+        let (real, tunnelled) = (world.root_file().display().to_string(), world.unrouted.count());
+        let theirs = format!("https://{UNROUTED}/drip/60/50");
+        let tunnel = under_way(&daemon, &["--cacert", &real, &theirs]);
+        wait_for("a tunnel", LIMIT, || world.unrouted.count() == tunnelled + 1);
+        let mut old = daemon.succeed().unwrap();
+        let stop = |old: &Running| nix::sys::signal::kill(old.pid(), Signal::SIGTERM).unwrap();
+        stop(&old);
+        let whole = tunnel.finish(LIMIT).unwrap();
+        assert_eq!(whole.expect_success().matches("data: ").count(), 60);
+        assert_eq!(old.wait(LIMIT).unwrap().code(), 0);
+
+        let mut last = daemon.succeed_with(&["--linger"]).unwrap();
+        assert_eq!(last.wait(LIMIT).unwrap().code(), 0);
+        let mut old = daemon.succeed().unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(old.ended().is_none(), "nothing is open, and it lingers");
+        stop(&old);
+        assert_eq!(old.wait(LIMIT).unwrap().code(), 0);
+        assert_served(world, &daemon, &user);
+    });
+}
+
 #[test]
 fn pods_are_handed_over_with_their_listeners() {
     World::run(|world| {

@@ -73,6 +73,9 @@ pub struct RunArgs {
     /// Take the place of the running daemon, if there is one: its sockets are handed over, no connection is refused.
     #[arg(long)]
     pub take_over: bool,
+    /// Having handed over to another, stay until told to stop: for supervisors that start again whatever ends.
+    #[arg(long)]
+    pub linger: bool,
 }
 
 #[derive(Args)]

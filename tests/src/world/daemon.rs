@@ -195,9 +195,13 @@ impl Daemon<'_> {
     /// # Errors
     /// When it cannot be started.
     pub fn challenge(&self, config: &Path) -> io::Result<Running> {
+        self.start_challenger(config, &[])
+    }
+
+    fn start_challenger(&self, config: &Path, more: &[&str]) -> io::Result<Running> {
         let mut command = self.world.agent();
         command.args(["run", "--take-over", "--config"]).arg(config);
-        process::start(command.stdin(Stdio::null()))
+        process::start(command.args(more).stdin(Stdio::null()))
     }
 
     /// Another agent with the same file takes the place of this one, which is given back, draining.
@@ -205,7 +209,15 @@ impl Daemon<'_> {
     /// # Errors
     /// When the new one ends or is not ready in time; the old one then is what it was.
     pub fn succeed(&mut self) -> io::Result<Running> {
-        let mut new = self.challenge(&self.config)?;
+        self.succeed_with(&[])
+    }
+
+    /// As [`Daemon::succeed`], with more arguments for the new one.
+    ///
+    /// # Errors
+    /// As [`Daemon::succeed`].
+    pub fn succeed_with(&mut self, more: &[&str]) -> io::Result<Running> {
+        let mut new = self.start_challenger(&self.config, more)?;
         let until = Instant::now() + START_TIME;
         while !holds(new.pid()) {
             let ended = new.ended().is_some();

@@ -20,6 +20,7 @@ use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
 use crate::handover::{self, Estate, Event};
+use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
 use crate::workload::Workloads;
@@ -95,7 +96,7 @@ enum Error {
 }
 
 pub async fn run(args: &RunArgs) -> u8 {
-    match daemon(&args.config, args.take_over).await {
+    match daemon(args).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -146,7 +147,8 @@ impl Settled {
     }
 }
 
-async fn daemon(file: &Path, take_over: bool) -> Result<(), Error> {
+async fn daemon(args: &RunArgs) -> Result<(), Error> {
+    let file = &*args.config;
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
     let mount = cgroup2_mount()?;
@@ -160,7 +162,7 @@ async fn daemon(file: &Path, take_over: bool) -> Result<(), Error> {
         door,
         sockets,
         before,
-    } = takeover::begin(take_over, &config).await?;
+    } = takeover::begin(args.take_over, &config).await?;
     super::raise_open_files();
     if let Some(log) = redirect.kernel_log() {
         tokio::spawn(log.run());
@@ -210,7 +212,9 @@ async fn daemon(file: &Path, take_over: bool) -> Result<(), Error> {
     let (events, mut asked) = mpsc::channel(4);
     let retire = daemon.handles.clone();
     let (kept, theirs) = takeover::twice(door)?;
-    handover::serve(theirs, move |retired| retire.retire(retired), events).map_err(Error::Thread)?;
+    let ready_time = limits::HANDOVER_READY_TIME;
+    handover::serve(theirs, ready_time, move |retired| retire.retire(retired), events)
+        .map_err(Error::Thread)?;
     ready.store(true, Ordering::Relaxed);
     tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
 
@@ -263,9 +267,21 @@ async fn daemon(file: &Path, take_over: bool) -> Result<(), Error> {
         );
         Box::pin(agent.stop())
     };
-    tokio::select! {
-        () = draining => {}
-        () = end.asked() => tracing::warn!("told to stop again: ending at once"),
+    // Who has handed over is told to stop once in any case, by who supervises it.
+    let mut told = !handed_over;
+    tokio::pin!(draining);
+    let mut drained = false;
+    while !drained || handed_over && args.linger && !told {
+        tokio::select! {
+            () = &mut draining, if !drained => drained = true,
+            () = end.asked() => {
+                if told {
+                    tracing::warn!("told to stop again: ending at once");
+                    break;
+                }
+                told = true;
+            }
+        }
     }
     // The links stay pinned: a workload must never get past a stopped agent with the wrong token.
     Ok(())

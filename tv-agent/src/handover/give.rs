@@ -27,12 +27,13 @@ pub enum Event {
 /// Talks to those who come to `door`, one after the other, on a thread of its own that ends with [`Event::Taken`].
 ///
 /// `retire` is called with true just before the new agent is told that nobody writes the maps any more, and with
-/// false when that did not reach it.
+/// false when that did not reach it. A new agent has the time `ready` to say that it serves.
 ///
 /// # Errors
 /// When no thread can be started.
 pub fn serve(
     door: OwnedFd,
+    ready: Duration,
     retire: impl Fn(bool) + Send + 'static,
     events: mpsc::Sender<Event>,
 ) -> io::Result<()> {
@@ -47,7 +48,7 @@ pub fn serve(
                     continue;
                 };
                 let mut asked = false;
-                let end = match give(&stream, &retire, &events, &mut asked) {
+                let end = match give(&stream, ready, &retire, &events, &mut asked) {
                     Ok(()) => Event::Taken,
                     Err(error) => {
                         tracing::warn!(%error, "nothing was handed over; going on");
@@ -67,6 +68,7 @@ pub fn serve(
 
 fn give(
     stream: &UnixStream,
+    ready: Duration,
     retire: &impl Fn(bool),
     events: &mpsc::Sender<Event>,
     asked: &mut bool,
@@ -110,7 +112,7 @@ fn give(
     };
     send_estate(stream, &estate)?;
     drop(estate);
-    stream.set_read_timeout(Some(limits::HANDOVER_READY_TIME))?;
+    stream.set_read_timeout(Some(ready))?;
     match receive(stream)? {
         (Message::Serving, _) => {}
         (other, _) => return Err(io::Error::other(format!("unexpected {other:?}"))),

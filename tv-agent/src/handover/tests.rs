@@ -5,6 +5,8 @@ use crate::dial::Unflagged;
 use std::sync::Mutex;
 use tokio::sync::mpsc;
 
+const READY: Duration = Duration::from_secs(2);
+
 /// An agent that has one listener and one namespace to give, at a socket of its own.
 struct Running {
     _dir: tempfile::TempDir,
@@ -23,7 +25,7 @@ impl Running {
         let retired = Arc::new(Mutex::new(Vec::new()));
         let log = retired.clone();
         let note = move |now| log.lock().unwrap().push(now);
-        serve(door.try_clone().unwrap(), note, sender).unwrap();
+        serve(door.try_clone().unwrap(), READY, note, sender).unwrap();
         let lock = fs::File::create(dir.path().join("a.lock")).unwrap().into();
         Self {
             _dir: dir,
@@ -105,6 +107,21 @@ async fn who_does_not_come_to_serve_has_changed_nothing() {
         assert!(matches!(running.answer().await, Event::Abandoned));
         new.await.unwrap();
     }
+    assert!(running.retired().is_empty());
+}
+
+#[tokio::test]
+async fn who_takes_too_long_is_not_waited_for() {
+    let mut running = Running::start();
+    let path = running.path.clone();
+    let (predecessor, _estate) = {
+        let new = tokio::spawn(asking(move || ask(&path).unwrap().unwrap()));
+        assert!(matches!(running.answer().await, Event::Abandoned));
+        new.await.unwrap()
+    };
+    // It learns that it must not serve.
+    let refused = asking(move || predecessor.serving()).await.unwrap_err();
+    assert!(matches!(refused, Error::Broken { .. }), "{refused}");
     assert!(running.retired().is_empty());
 }
 
