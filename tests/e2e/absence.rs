@@ -101,6 +101,50 @@ open(flag, "w").close()
 print(len(connection.sock.recv(1)))
 "#;
 
+/// One request that takes longer than anybody wants to wait for, and then SIGTERM.
+fn stopped_with_a_slow_request(world: &World, drain: u64) -> (Daemon<'_>, process::Running) {
+    let user = alice(world);
+    let mut config = world.config();
+    config["listen"] = json!({ "drain_seconds": drain });
+    let daemon = world.daemon("slow", config).unwrap();
+    let root = world.agent_root().display().to_string();
+    let (header, url) = (bearer(&user), format!("https://{GITHUB_API}/slow/60000"));
+    let mut slow = daemon.command("curl");
+    slow.args(["--silent", "--cacert", &root, "--header", &header, &url]);
+    let slow = process::start(&mut slow).unwrap();
+    wait_for("the slow request is there", Duration::from_secs(10), || {
+        world.github.count() == 1
+    });
+    daemon.signal(Signal::SIGTERM).unwrap();
+    (daemon, slow)
+}
+
+#[test]
+fn a_drain_ends_at_its_deadline() {
+    World::run(|world| {
+        let (mut daemon, slow) = stopped_with_a_slow_request(world, 1);
+        assert_eq!(daemon.wait(Duration::from_secs(15)).unwrap().code(), 0);
+        assert_ne!(slow.finish(Duration::from_secs(10)).unwrap().code(), 0);
+    });
+}
+
+#[test]
+fn a_second_signal_ends_a_drain() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        World::run(|world| {
+            let (mut daemon, slow) = stopped_with_a_slow_request(world, 600);
+            wait_for("it drains", Duration::from_secs(5), || {
+                daemon.get("/healthz/ready").unwrap().0 == 503
+            });
+            daemon.signal(signal).unwrap();
+            let ended = daemon.wait(Duration::from_secs(10)).unwrap();
+            assert_eq!(ended.code(), 0, "{}", ended.stderr);
+            assert!(ended.stderr.contains("told to stop again"), "{}", ended.stderr);
+            assert_ne!(slow.finish(Duration::from_secs(10)).unwrap().code(), 0);
+        });
+    }
+}
+
 #[test]
 fn an_idle_connection_does_not_hold_up_the_end() {
     World::run(|world| {
@@ -226,21 +270,35 @@ fn where_it_is_so_configured_its_absence_is_the_native_path() {
         config["intercept"]["on_agent_down"] = json!("open");
         let mut daemon = world.daemon("open", config).unwrap();
         assert_served(world, &daemon, &user);
+        // Hung, it is taken for dead after its deadline; killed, at once.
+        daemon.signal(Signal::SIGSTOP).unwrap();
+        std::thread::sleep(Duration::from_millis(5500));
+        assert_native(world, &daemon);
+        daemon.signal(Signal::SIGCONT).unwrap();
+        wait_for("served again", Duration::from_secs(5), || {
+            ask(world, &daemon, &user, &[]).success()
+        });
         daemon.kill();
-        let (root, url) = (world.root_file().display().to_string(), user_url());
-        let header = "authorization: Bearer own-token";
-        for family in ["--ipv4", "--ipv6"] {
-            let client = curl_include(&[family, "--cacert", &root, "--header", header, &url]);
-            let native = daemon.run(&client).unwrap();
-            assert!(
-                native.expect_success().contains("Bad credentials"),
-                "{}",
-                native.stdout
-            );
-            let last = world.github.requests().pop().unwrap();
-            assert_eq!(last.token().as_deref(), Some("own-token"));
-        }
+        assert_native(world, &daemon);
         daemon.restart().unwrap();
         assert_served(world, &daemon, &user);
     });
+}
+
+/// Over both families the provider is reached with the token that the workload has.
+#[track_caller]
+fn assert_native(world: &World, daemon: &Daemon<'_>) {
+    let (root, url) = (world.root_file().display().to_string(), user_url());
+    let header = "authorization: Bearer own-token";
+    for family in ["--ipv4", "--ipv6"] {
+        let client = curl_include(&[family, "--cacert", &root, "--header", header, &url]);
+        let native = daemon.run(&client).unwrap();
+        assert!(
+            native.expect_success().contains("Bad credentials"),
+            "{}",
+            native.stdout
+        );
+        let last = world.github.requests().pop().unwrap();
+        assert_eq!(last.token().as_deref(), Some("own-token"));
+    }
 }

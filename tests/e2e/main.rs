@@ -10,4 +10,6 @@ mod failures;
 mod leftovers;
 mod load;
 mod pods;
+mod soak;
 mod support;
+mod takeover;

@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const SERVED: &str = "tv_agent_network_namespaces";
 
 /// A cgroup below the daemon's, and a process in it that holds a namespace with one end of a veth pair.
-struct Pod {
+pub struct Pod {
     number: u8,
     holder: Option<Running>,
     cgroup: PathBuf,
@@ -79,7 +79,7 @@ impl Pod {
         pod
     }
 
-    fn running(daemon: &Daemon<'_>, number: u8) -> Self {
+    pub fn running(daemon: &Daemon<'_>, number: u8) -> Self {
         let pod = Self::make(daemon, number);
         pod.ip(&["link", "set", "lo", "up"]);
         pod
@@ -109,7 +109,7 @@ impl Pod {
     }
 
     /// A command in the pod, its environment cleared.
-    fn command(&self, world: &World, client: &[&str]) -> Command {
+    pub fn command(&self, world: &World, client: &[&str]) -> Command {
         let inside = r#"echo $$ >"$0/cgroup.procs" && exec nsenter "$@""#;
         let mut command = world.command("sh");
         command.args(["-c", inside]).arg(&self.cgroup);
@@ -117,12 +117,12 @@ impl Pod {
         command
     }
 
-    fn run(&self, world: &World, client: &[&str]) -> Finished {
+    pub fn run(&self, world: &World, client: &[&str]) -> Finished {
         process::run(&mut self.command(world, client), LIMIT).unwrap()
     }
 
     /// The user's request to GitHub, over IPv4 unless `more` says otherwise.
-    fn ask(&self, world: &World, user: &str, more: &[&str]) -> Finished {
+    pub fn ask(&self, world: &World, user: &str, more: &[&str]) -> Finished {
         let (root, header, url) = (world.agent_root().display().to_string(), bearer(user), user_url());
         let resolve = format!("{GITHUB_API}:443:192.0.2.20,[2001:db8::14]");
         let known = [

@@ -86,7 +86,7 @@ fn a_restart_over_stale_pins_has_no_gap() {
             });
             for _ in 0..LIVES {
                 let agent = world.agent();
-                assert_eq!(files_below(&world.pin_root()), 7, "the old pins were replaced");
+                assert_eq!(links(&world.pin_root()), 7, "the old links were updated");
                 let living = AtomicBool::new(false);
                 thread::scope(|scope| {
                     let _guard = SetOnDrop(&living);
@@ -132,7 +132,7 @@ fn stale_pins_of_other_cgroups_go_when_asked() {
         assert_eq!(agent.redirect.retire_stale().unwrap().len(), 7);
         assert!(agent.redirect.retire_stale().unwrap().is_empty());
         agent.redirect.attach(other.path()).unwrap();
-        assert_eq!(files_below(&world.pin_root()), 14);
+        assert_eq!(links(&world.pin_root()), 14);
     });
 }
 
@@ -144,12 +144,12 @@ fn a_cgroup_that_was_made_again_is_captured_again() {
         for _ in 0..2 {
             fs::create_dir(&path).unwrap();
             agent.redirect.attach(&path).unwrap();
-            assert_eq!(files_below(&world.pin_root()), 14);
+            assert_eq!(links(&world.pin_root()), 14);
             fs::remove_dir(&path).unwrap();
         }
         assert_eq!(agent.redirect.attached().len(), 2);
         agent.redirect.detach(&path).unwrap();
-        assert_eq!(files_below(&world.pin_root()), 7);
+        assert_eq!(links(&world.pin_root()), 7);
     });
 }
 
@@ -201,6 +201,9 @@ fn attaching_needs_a_policy_and_a_cgroup() {
             Err(Error::Path { .. })
         ));
         assert!(bare.attached().is_empty());
+        assert_eq!(links(&world.pin_root()), 0);
+        // And when nothing was ever attached, nothing stays.
+        drop(bare);
         assert_eq!(files_below(&world.pin_root()), 0);
     });
 }
@@ -226,15 +229,25 @@ fn two_instances_side_by_side() {
     });
 }
 
-fn files_below(directory: &Path) -> usize {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
+/// Pinned links: their names begin with a cgroup's id.
+pub fn links(directory: &Path) -> usize {
+    let is_link = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(|c: char| c.is_ascii_digit())
     };
+    below(directory).iter().filter(|path| is_link(path)).count()
+}
+
+fn files_below(directory: &Path) -> usize {
+    below(directory).len()
+}
+
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
-        .flatten()
-        .map(|entry| {
+        .flat_map(|entry| {
             let path = entry.path();
-            if path.is_dir() { files_below(&path) } else { 1 }
+            if path.is_dir() { below(&path) } else { vec![path] }
         })
-        .sum()
+        .collect()
 }

@@ -9,5 +9,6 @@ mod liveness;
 mod passage;
 mod redirected;
 mod sockets;
+mod succession;
 mod udp;
 mod world;

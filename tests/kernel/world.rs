@@ -139,7 +139,7 @@ impl World {
 
     /// The programs, loaded and with the policy, attached nowhere.
     pub fn load(&self) -> Redirect {
-        let mut redirect = Redirect::load(&self.pin_root(), &self.run_dir, "test").unwrap_or_else(fail);
+        let redirect = Redirect::load(&self.pin_root(), &self.run_dir, "test").unwrap_or_else(fail);
         redirect.apply(&self.policy).unwrap_or_else(fail);
         redirect
     }

@@ -1,8 +1,11 @@
 //! The harness's only `unsafe`.
 #![expect(unsafe_code, reason = "the one place for it")]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use nix::libc;
 
@@ -30,16 +33,163 @@ pub fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// When there is no such process or descriptor.
 pub fn descriptor_of(pid: u32, fd: RawFd) -> io::Result<OwnedFd> {
-    let own = |rc: libc::c_long| {
-        let fd = RawFd::try_from(rc).ok().filter(|fd| *fd >= 0);
-        let fd = fd.ok_or_else(io::Error::last_os_error)?;
-        // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
-        Ok::<_, io::Error>(unsafe { OwnedFd::from_raw_fd(fd) })
-    };
     // SAFETY: both calls take integers only and return a new descriptor or -1.
-    let process = own(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let process = own_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: as above.
-    own(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
+    own_descriptor(unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) })
+}
+
+/// What BPF_MAP_CREATE is told of a map's layout.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct MapLayout {
+    /// `enum bpf_map_type` (include/uapi/linux/bpf.h).
+    pub kind: u32,
+    pub key: u32,
+    pub value: u32,
+    pub entries: u32,
+    pub flags: u32,
+}
+
+/// Makes a map and pins it at `path`.
+///
+/// # Errors
+/// What bpf() says.
+pub fn pin_map(layout: MapLayout, path: &Path) -> io::Result<()> {
+    const BPF_MAP_CREATE: libc::c_int = 0;
+    const BPF_OBJ_PIN: libc::c_int = 6;
+    // SAFETY: the call reads the layout, which lives across it.
+    let map = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_MAP_CREATE,
+            &raw const layout,
+            size_of_val(&layout),
+        )
+    };
+    let map = own_descriptor(map)?;
+    bpf_object(BPF_OBJ_PIN, path, map.as_raw_fd()).map(drop)
+}
+
+/// What is pinned at `path`.
+///
+/// # Errors
+/// What bpf() says.
+pub fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_int = 7;
+    own_descriptor(bpf_object(BPF_OBJ_GET, path, 0)?)
+}
+
+fn bpf_object(command: libc::c_int, path: &Path, fd: RawFd) -> io::Result<libc::c_long> {
+    /// The members of `union bpf_attr` that BPF_OBJ_PIN and BPF_OBJ_GET read.
+    #[repr(C)]
+    struct Object {
+        pathname: u64,
+        bpf_fd: RawFd,
+        file_flags: u32,
+    }
+    let pathname = CString::new(path.as_os_str().as_bytes())?;
+    let object = Object {
+        pathname: pathname.as_ptr() as u64,
+        bpf_fd: fd,
+        file_flags: 0,
+    };
+    // SAFETY: `object` and the path that it points to live across the call.
+    let rc = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const object, size_of_val(&object)) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(rc)
+    }
+}
+
+/// All BPF links of the machine, opened.
+pub fn bpf_links() -> Vec<OwnedFd> {
+    const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
+    const BPF_LINK_GET_NEXT_ID: libc::c_int = 31;
+    let mut links = Vec::new();
+    // start_id or link_id, next_id, open_flags
+    let mut ids = [0u32; 3];
+    loop {
+        // SAFETY: the call reads and writes the three words, which live across it.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_LINK_GET_NEXT_ID,
+                &raw mut ids,
+                size_of_val(&ids),
+            )
+        };
+        if rc != 0 {
+            return links;
+        }
+        ids = [ids[1], 0, 0];
+        // SAFETY: the call reads the three words, which live across it.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_LINK_GET_FD_BY_ID,
+                &raw const ids,
+                size_of_val(&ids),
+            )
+        };
+        // One that ended meanwhile is not there.
+        links.extend(own_descriptor(fd));
+    }
+}
+
+/// How many entries a hash map has whose keys take `key` bytes.
+pub fn map_entries(map: BorrowedFd<'_>, key: usize) -> usize {
+    const BPF_MAP_GET_NEXT_KEY: libc::c_int = 4;
+    /// The members of `union bpf_attr` that BPF_MAP_GET_NEXT_KEY reads.
+    #[repr(C)]
+    struct NextKey {
+        map_fd: u32,
+        padding: u32,
+        key: u64,
+        next_key: u64,
+    }
+    let (mut at, mut next) = (vec![0u8; key], vec![0u8; key]);
+    let mut count = 0;
+    loop {
+        let call = NextKey {
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            padding: 0,
+            // No key: the first.
+            key: if count == 0 { 0 } else { at.as_ptr() as u64 },
+            next_key: next.as_mut_ptr() as u64,
+        };
+        // SAFETY: `call` and both buffers live across the call and are as long as the map's keys.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_GET_NEXT_KEY,
+                &raw const call,
+                size_of_val(&call),
+            )
+        };
+        if rc != 0 {
+            return count;
+        }
+        count += 1;
+        std::mem::swap(&mut at, &mut next);
+    }
+}
+
+/// The value of one line of a descriptor's proc_pid_fdinfo(5), such as `map_id`, `link_id` or `cgroup_id`.
+pub fn fd_fact(fd: BorrowedFd<'_>, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line?.trim().parse().ok()
+}
+
+fn own_descriptor(rc: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(rc).ok().filter(|fd| *fd >= 0);
+    let fd = fd.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Lets a listener accept data in the SYN (RFC 7413), for up to `queue` handshakes at once.

@@ -30,7 +30,7 @@ use crate::sandbox::{self, Sandbox};
 use crate::tools;
 pub use answer::Answer;
 pub use config::to_yaml;
-pub use daemon::Daemon;
+pub use daemon::{Daemon, holds};
 use hosts::{addresses, sockets};
 
 pub const TENANT: &str = "acme.eu.auth0.com";

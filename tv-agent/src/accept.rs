@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::addr::{NetnsCookie, PeerAddr};
 use crate::dial::OwnSocket;
+use crate::phase::{self, Phase};
 use crate::sys;
 
 const BACKLOG: u32 = 4096;
@@ -27,9 +28,11 @@ pub enum Error {
     Netns { address: SocketAddr, source: io::Error },
 }
 
-/// A listener in one network namespace.
+/// A listener in one network namespace. Clones are the same socket, which listens until the last is dropped, here
+/// and in a process that it was handed to.
+#[derive(Clone)]
 pub struct Listener {
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     netns: NetnsCookie,
 }
 
@@ -56,9 +59,25 @@ impl Listener {
             .map_err(|source| Error::Flag { address, source })?;
         let netns = sys::netns_cookie(socket.as_fd()).map_err(|source| Error::Netns { address, source })?;
         Ok(Self {
-            socket: socket.listen(BACKLOG).map_err(bind)?,
+            socket: Arc::new(socket.listen(BACKLOG).map_err(bind)?),
             netns,
         })
+    }
+
+    /// A listener that another agent made, with the queue and the flag that it has.
+    pub fn adopt(socket: OwnedFd) -> io::Result<Self> {
+        let netns = sys::netns_cookie(socket.as_fd())?;
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Self {
+            socket: Arc::new(TcpListener::from_std(socket)?),
+            netns,
+        })
+    }
+
+    /// Of the network namespace that it listens in.
+    pub fn netns(&self) -> NetnsCookie {
+        self.netns
     }
 
     pub fn address(&self) -> io::Result<SocketAddr> {
@@ -66,13 +85,19 @@ impl Listener {
     }
 }
 
-/// Accepts until `stop`, then lets what is open finish for `drain`, then ends it.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Accepts while the agent serves, then lets what is open finish for `drain`, then ends it.
 ///
 /// `serve` runs one connection. At most `limit.available_permits()` run at once; others wait in the queue.
 pub async fn run<F, S>(
     listener: Listener,
     limit: Arc<Semaphore>,
-    mut stop: watch::Receiver<bool>,
+    mut phase: watch::Receiver<Phase>,
     drain: Duration,
     serve: S,
 ) where
@@ -83,13 +108,13 @@ pub async fn run<F, S>(
     loop {
         let permit = tokio::select! {
             permit = limit.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = phase::reached(&mut phase, Phase::HandedOver) => break,
         };
         let accepted = tokio::select! {
             accepted = listener.socket.accept() => accepted,
             // Keeps the set small while nobody connects.
             Some(_) = open.join_next(), if !open.is_empty() => continue,
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = phase::reached(&mut phase, Phase::HandedOver) => break,
         };
         match accepted {
             Ok((stream, peer)) => {
@@ -106,6 +131,7 @@ pub async fn run<F, S>(
             }
         }
     }
+    // Closed, not shut down: a successor may be listening on the same socket.
     drop(listener);
     let finished = async { while open.join_next().await.is_some() {} };
     if tokio::time::timeout(drain, finished).await.is_err() {
@@ -125,7 +151,7 @@ mod tests {
     async fn the_number_of_connections_is_bounded_and_a_stop_drains() {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &Unflagged).unwrap();
         let address = listener.address().unwrap();
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Phase::Serving);
         let running = Arc::new(AtomicUsize::new(0));
         let count = running.clone();
         let task = tokio::spawn(run(
@@ -155,7 +181,7 @@ mod tests {
             2,
             "and takes the first one's place"
         );
-        stop.send(true).unwrap();
+        stop.send(Phase::Ending).unwrap();
         tokio::time::timeout(Duration::from_secs(2), task)
             .await
             .unwrap()

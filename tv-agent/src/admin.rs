@@ -33,17 +33,24 @@ pub struct Error {
     source: std::io::Error,
 }
 
+/// The socket to serve on.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error { address, source })
+}
+
 impl Admin {
     /// Listens on `address` and serves until the returned task is dropped or aborted.
     pub async fn serve(self, address: SocketAddr) -> Result<tokio::task::JoinHandle<()>, Error> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| Error { address, source })?;
-        Ok(tokio::spawn(local::serve(
-            listener,
-            CONNECTIONS,
-            move |request| self.answer(request),
-        )))
+        Ok(self.serve_on(listen(address).await?))
+    }
+
+    /// As [`serve`](Self::serve), on a socket that listens already.
+    pub fn serve_on(self, listener: TcpListener) -> tokio::task::JoinHandle<()> {
+        tokio::spawn(local::serve(listener, CONNECTIONS, move |request| {
+            self.answer(request)
+        }))
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {

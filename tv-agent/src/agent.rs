@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
@@ -21,6 +21,7 @@ use crate::hello::Caps;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
+use crate::phase::{self, Phase};
 use crate::places::Places;
 use crate::policy::{HostPattern, Routes};
 use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
@@ -30,9 +31,12 @@ use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
 use crate::workload::Workloads;
 
+mod ending;
 mod namespaces;
 
-use namespaces::Namespaces;
+pub use ending::Inheritance;
+pub use namespaces::Room;
+use namespaces::{Namespaces, Order};
 
 /// How often the addresses of exact hosts are looked up.
 const LOOKUP: Duration = Duration::from_secs(60);
@@ -82,15 +86,34 @@ pub struct Agent {
     authority: Arc<Authority>,
     metrics: Metrics,
     listeners: Listeners,
+    /// Listening until the agent ends, as those of the accept loops do.
+    home: Option<(Listener, Option<Listener>)>,
+    orders: mpsc::Sender<Order>,
     tokens: Tokens,
     flows: Flows,
-    stop: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+    drain: Duration,
     loops: Vec<JoinHandle<()>>,
 }
 
 impl Agent {
     /// Builds everything and starts to accept. Call in the network namespace to listen in.
     pub async fn start(config: Config, wiring: Wiring) -> Result<Self, Error> {
+        check_permitted(&config, &wiring.authority)?;
+        let own = &*wiring.own;
+        let inheritance = Inheritance {
+            v4: Listener::bind(wiring.listen_v4, own)?,
+            v6: wiring
+                .listen_v6
+                .map(|address| Listener::bind(address, own))
+                .transpose()?,
+            rooms: Vec::new(),
+        };
+        Self::go_on(config, wiring, inheritance).await
+    }
+
+    /// As [`start`](Self::start), with the listeners of another agent, which may be accepting from them as well.
+    pub async fn go_on(config: Config, wiring: Wiring, inheritance: Inheritance) -> Result<Self, Error> {
         let Wiring {
             origins,
             own,
@@ -102,12 +125,10 @@ impl Agent {
             listen_v6,
         } = wiring;
         check_permitted(&config, &authority)?;
+        let drain = config.drain;
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
         let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics)?);
-        let v4 = Listener::bind(listen_v4, &*own)?;
-        let v6 = listen_v6
-            .map(|address| Listener::bind(address, &*own))
-            .transpose()?;
+        let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
             listener.address().map_err(|source| accept::Error::Bind {
                 address: wanted,
@@ -124,7 +145,9 @@ impl Agent {
         };
         let tokens = Tokens::new(metrics.clone());
         let flows = Flows::new();
-        let (stop, stopped) = watch::channel(false);
+        let (phase, watched) = watch::channel(Phase::Serving);
+        let (orders, ordered) = mpsc::channel(1);
+        let home = Some((v4.clone(), v6.clone()));
         let may_mint = {
             let current = current.clone();
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
@@ -150,20 +173,21 @@ impl Agent {
             },
             places: Places::new(limits::CONNECTIONS_PER_WORKLOAD),
             metrics: metrics.clone(),
-            stop: stopped.clone(),
+            phase: watched.clone(),
         });
         let server = Server {
             connections,
             limit: Arc::new(Semaphore::new(limits::CONNECTIONS)),
+            drain,
         };
         let mut loops = Vec::new();
         for listener in std::iter::once(v4).chain(v6) {
-            loops.push(tokio::spawn(server.serve(listener, Netns::OWN, stopped.clone())));
+            loops.push(tokio::spawn(server.serve(listener, Netns::OWN, watched.clone())));
         }
         if let Some(facts) = namespaces {
             let (found, visitors, home) = namespaces::watch_cgroups(&workloads).map_err(Error::Namespaces)?;
             let namespaces = Namespaces {
-                serve: Box::new(move |listener, netns, stop| Box::pin(server.serve(listener, netns, stop))),
+                serve: Box::new(move |listener, netns, phase| Box::pin(server.serve(listener, netns, phase))),
                 sweep: {
                     let current = current.clone();
                     Arc::new(move || current.load().upstreams.sweep())
@@ -176,12 +200,17 @@ impl Agent {
                 home,
                 limit: limits::NAMESPACES,
             };
-            loops.push(tokio::spawn(namespaces.run(found, stopped.clone())));
+            loops.push(tokio::spawn(namespaces.run(
+                rooms,
+                found,
+                ordered,
+                watched.clone(),
+            )));
         }
         loops.push(tokio::spawn(look_up_candidates(
             current.clone(),
             candidates,
-            stopped,
+            watched,
         )));
         Ok(Self {
             current,
@@ -189,9 +218,12 @@ impl Agent {
             authority,
             metrics,
             listeners,
+            home,
+            orders,
             tokens,
             flows,
-            stop,
+            phase,
+            drain,
             loops,
         })
     }
@@ -236,24 +268,6 @@ impl Agent {
     pub fn sweep(&self) {
         self.current.load().upstreams.sweep();
     }
-
-    /// Ends at once, with whatever is open.
-    pub async fn stop_now(self) {
-        for task in self.loops {
-            task.abort();
-            // Aborted, which is what was asked for.
-            let _ = task.await;
-        }
-    }
-
-    /// Stops accepting, lets open requests finish for a while, and ends.
-    pub async fn stop(self) {
-        // Nobody listens any more when all loops have ended already.
-        let _ = self.stop.send(true);
-        for task in self.loops {
-            let _ = task.await;
-        }
-    }
 }
 
 /// Serves the connections of one listener after the other.
@@ -261,6 +275,7 @@ struct Server {
     connections: Arc<Connections>,
     /// Connections at once, of all listeners together.
     limit: Arc<Semaphore>,
+    drain: Duration,
 }
 
 impl Server {
@@ -268,14 +283,14 @@ impl Server {
         &self,
         listener: Listener,
         netns: Netns,
-        stop: watch::Receiver<bool>,
+        phase: watch::Receiver<Phase>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let connections = self.connections.clone();
         let serve = move |stream, peer, cookie| {
             let (connections, netns) = (connections.clone(), netns.clone());
             async move { connections.serve(stream, peer, cookie, netns).await }
         };
-        accept::run(listener, self.limit.clone(), stop, limits::DRAIN_TIME, serve)
+        accept::run(listener, self.limit.clone(), phase, self.drain, serve)
     }
 }
 
@@ -318,7 +333,7 @@ fn snapshot(
 }
 
 /// Learns the addresses of routed hosts, so that a connection to one of them without a name is not tunnelled.
-async fn look_up_candidates(current: Current, candidates: Candidates, mut stop: watch::Receiver<bool>) {
+async fn look_up_candidates(current: Current, candidates: Candidates, mut phase: watch::Receiver<Phase>) {
     loop {
         let snapshot = current.load();
         let exact = snapshot
@@ -335,7 +350,7 @@ async fn look_up_candidates(current: Current, candidates: Candidates, mut stop: 
         drop(snapshot);
         tokio::select! {
             () = tokio::time::sleep(LOOKUP) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = phase::reached(&mut phase, Phase::HandedOver) => return,
         }
     }
 }

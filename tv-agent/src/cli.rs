@@ -70,6 +70,12 @@ pub enum Command {
 pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Take the place of the running daemon, if there is one: its sockets are handed over, no connection is refused.
+    #[arg(long)]
+    pub take_over: bool,
+    /// Having handed over to another, stay until told to stop: for supervisors that start again whatever ends.
+    #[arg(long)]
+    pub linger: bool,
 }
 
 #[derive(Args)]

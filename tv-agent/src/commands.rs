@@ -9,8 +9,8 @@ use crate::cli::Output;
 use crate::config::{self, Config};
 use crate::netns;
 use crate::redirect::{
-    self, AgentDown, DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR, KernelPolicy, Listeners,
-    Redirect,
+    self, AgentDown, DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR, Handles, KernelPolicy,
+    Listeners, Redirect,
 };
 
 pub mod ca;
@@ -55,10 +55,10 @@ fn kernel_policy(
 }
 
 /// What a running agent does every second: says that it lives, and lets go of what is idle.
-fn beat(redirect: &Redirect, agent: &Agent) {
-    let told = redirect
+fn beat(kernel: &Handles, agent: &Agent) {
+    let told = kernel
         .heartbeat()
-        .and_then(|()| redirect.set_v6_routable(netns::routes_v6()));
+        .and_then(|()| kernel.set_v6_routable(netns::routes_v6()));
     if let Err(error) = told {
         tracing::error!(
             "the kernel half cannot be told that the agent lives: {}",
@@ -88,7 +88,11 @@ pub enum KernelHalf {
 
 /// Loads it. Of all that may then fail for want of privileges, the want itself is named.
 fn kernel_half(instance: &str) -> Result<Redirect, KernelHalf> {
-    Redirect::load(Path::new(PIN_ROOT), Path::new(RUN_DIR), instance).map_err(|source| {
+    explained(Redirect::load(Path::new(PIN_ROOT), Path::new(RUN_DIR), instance))
+}
+
+fn explained(loaded: Result<Redirect, redirect::Error>) -> Result<Redirect, KernelHalf> {
+    loaded.map_err(|source| {
         let wanting = redirect::probe()
             .into_iter()
             .find(|finding| finding.name == "capabilities" && !finding.ok);

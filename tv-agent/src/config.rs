@@ -30,6 +30,8 @@ pub struct Config {
     pub intercept: Intercept,
     /// Port of the agent's listeners, 127.34.67.1 and [::1]; 0 takes a free one.
     pub port: u16,
+    /// Time for what is open to finish when the agent stops or hands over.
+    pub drain: Duration,
     pub vaults: BTreeMap<Arc<str>, VaultConfig>,
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
@@ -146,6 +148,7 @@ impl Config {
         Ok(Self {
             intercept: Intercept::default(),
             port: DEFAULT_PORT,
+            drain: limits::DRAIN_TIME,
             vaults: BTreeMap::from([(
                 name.clone(),
                 VaultConfig {

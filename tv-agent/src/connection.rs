@@ -16,6 +16,7 @@ use crate::hello::{self, Caps, First, Hello};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
+use crate::phase::Phase;
 use crate::places::Places;
 use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
@@ -38,8 +39,7 @@ pub struct Connections {
     /// Connections that each workload has open.
     pub places: Places,
     pub metrics: Metrics,
-    /// Becomes true when the agent is told to stop.
-    pub stop: watch::Receiver<bool>,
+    pub phase: watch::Receiver<Phase>,
 }
 
 /// Why a connection ended otherwise than by its own end.
@@ -255,7 +255,7 @@ impl Connections {
             flow,
             upgraded: Mutex::default(),
         };
-        exchange::serve(tls, protocol_of(protocol, hello), session, self.stop.clone()).await?;
+        exchange::serve(tls, protocol_of(protocol, hello), session, self.phase.clone()).await?;
         Ok(("terminate", "routed"))
     }
 }

@@ -78,36 +78,43 @@ pub enum Error {
     },
 }
 
+/// The socket to serve on. One that nobody answers is replaced: a predecessor that was killed left it.
+pub async fn listen(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |what| {
+        move |source| Error::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    if UnixStream::connect(path).await.is_ok() {
+        return Err(Error::Taken {
+            path: path.to_owned(),
+        });
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
+        _ => {}
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed("listen at"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
+    Ok(listener)
+}
+
 impl Control {
-    /// Listens at `path` and serves until the returned task is aborted. A socket that nobody answers is
-    /// replaced: a predecessor that was killed left it.
+    /// Listens at `path` and serves until the returned task is aborted.
     pub async fn serve(self, path: &Path) -> Result<tokio::task::JoinHandle<()>, Error> {
-        let failed = |what| {
-            move |source| Error::Io {
-                what,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        if UnixStream::connect(path).await.is_ok() {
-            return Err(Error::Taken {
-                path: path.to_owned(),
-            });
-        }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("replace")(error)),
-            _ => {}
-        }
-        if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(failed("make the directory of"))?;
-        }
-        let listener = UnixListener::bind(path).map_err(failed("listen at"))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed("protect"))?;
-        Ok(tokio::spawn(local::serve(
-            listener,
-            CONNECTIONS,
-            move |request| self.answer(request),
-        )))
+        Ok(self.serve_on(listen(path).await?))
+    }
+
+    /// As [`serve`](Self::serve), on a socket that listens already.
+    pub fn serve_on(self, listener: UnixListener) -> tokio::task::JoinHandle<()> {
+        tokio::spawn(local::serve(listener, CONNECTIONS, move |request| {
+            self.answer(request)
+        }))
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Lines> {

@@ -20,6 +20,7 @@ use crate::flows::{Flow, Flows};
 use crate::inject::{self, Presented};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::phase::{self, Phase};
 use crate::policy::{OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
@@ -76,26 +77,39 @@ impl Error {
     }
 }
 
-/// Speaks `protocol` on `io` until the workload is done, or `stop` says so.
+/// Speaks `protocol` on `io` until the workload is done, or the agent's phase says so.
 pub async fn serve<I>(
     io: I,
     protocol: Protocol,
     session: Session,
-    mut stop: watch::Receiver<bool>,
+    mut phase: watch::Receiver<Phase>,
 ) -> Result<(), Error>
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let session = Arc::new(session);
     let upgraded = session.clone();
+    let now = phase.clone();
     let service = service_fn(move |request| {
-        let session = session.clone();
-        async move { Ok::<_, std::convert::Infallible>(session.respond(request).await) }
+        let (session, now) = (session.clone(), now.clone());
+        async move {
+            let mut response = session.respond(request).await;
+            // The client's next request goes to the successor: told in an answer, it cannot cross on the way.
+            if protocol == Protocol::Http1
+                && *now.borrow() >= Phase::HandedOver
+                && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                let close = header::HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
-    let stopped = async move {
-        // An error means that the sender is gone, which is a stop too.
-        let _ = stop.wait_for(|stop| *stop).await;
+    let last = match protocol {
+        Protocol::Http1 => Phase::Ending,
+        Protocol::Http2 => Phase::HandedOver,
     };
+    let stopped = async move { phase::reached(&mut phase, last).await };
     match protocol {
         Protocol::Http1 => {
             let connection = hyper::server::conn::http1::Builder::new()

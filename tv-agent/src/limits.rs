@@ -79,5 +79,14 @@ pub const DISCOVERY_CGROUPS: usize = 20_000;
 pub const DISCOVERY_PROCESSES: usize = 64 * 1024;
 /// Of the processes that are known, as many are looked at again each time.
 pub const DISCOVERY_RECHECKS: usize = 2048;
-/// Time to finish open requests when the agent is told to stop.
-pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// Time to finish open requests and tunnels when the agent is told to stop, or has handed over; `listen.drain_seconds`
+/// says otherwise.
+pub const DRAIN_TIME: Duration = Duration::from_secs(30);
+/// Longest such time that may be asked for.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(3600);
+/// Time for a running agent to answer one that wants to take over; it is a matter of milliseconds.
+pub const HANDOVER_ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Time for the new agent to get ready in between; then the running one goes on.
+pub const HANDOVER_READY_TIME: Duration = Duration::from_secs(60);
+/// Longest message of a hand-over, bytes.
+pub const HANDOVER_BYTES: usize = 64 * 1024;

@@ -71,6 +71,26 @@ impl Netns {
         }))))
     }
 
+    /// The namespace behind `door`, a descriptor of it that another agent held, and its `cookie`.
+    ///
+    /// # Errors
+    /// When it is no such descriptor.
+    pub fn adopt(door: OwnedFd, cookie: NetnsCookie, visitors: &Visitors) -> io::Result<(NetnsId, Self)> {
+        let file = File::from(door);
+        let id = id_of(&file.metadata()?);
+        let other = Other {
+            cookie,
+            door: Mutex::new(Some(Arc::new(file.into()))),
+            visitors: visitors.clone(),
+        };
+        Ok((id, Self(Some(Arc::new(other)))))
+    }
+
+    /// The descriptor that keeps it alive; None for the agent's own, and once it is closed.
+    pub fn door(&self) -> Option<Arc<OwnedFd>> {
+        self.0.as_ref().and_then(|other| other.door().clone())
+    }
+
     /// None for the agent's own.
     pub fn cookie(&self) -> Option<NetnsCookie> {
         self.0.as_ref().map(|other| other.cookie)

@@ -10,7 +10,9 @@ use crate::addr::{NetnsCookie, OriginAddr, PeerAddr};
 
 mod cgroup;
 mod cleanup;
+mod layout;
 mod load;
+mod lock;
 mod maps;
 mod pins;
 mod probe;
@@ -18,8 +20,9 @@ mod probe;
 pub use cgroup::{cgroup_id, cgroup2_mount};
 pub use cleanup::{Removed, cleanup, exec_cgroup_name};
 pub use load::{KernelLog, Redirect, object, object_sha256};
+pub use lock::{DEFAULT_RUN_DIR, InstanceLock, instance_process};
 pub use maps::Handles;
-pub use pins::{DEFAULT_PIN_ROOT, DEFAULT_RUN_DIR};
+pub use pins::DEFAULT_PIN_ROOT;
 pub use probe::{Finding, probe};
 
 /// What the kernel half recorded about a redirected connection.
@@ -92,7 +95,10 @@ pub struct KernelPolicy {
 pub enum Error {
     #[error("this binary was built without the kernel half; build it with: cargo xtask build --release")]
     NoObject,
-    #[error("instance `{instance}` is already running as process {pid}; stop it, or choose another name")]
+    #[error(
+        "instance `{instance}` is already running as process {pid}; stop it, or take its place with `tv-agent run \
+         --take-over`"
+    )]
     InstanceLive { instance: String, pid: String },
     #[error("`{0}` is no instance name; use letters, digits, `-` and `_`, and at most 64 of them")]
     InstanceName(String),
@@ -131,6 +137,21 @@ pub enum Error {
     Unsupported(&'static str),
     #[error("the BPF object lacks `{0}`: it belongs to another version; build again: cargo xtask build")]
     Incomplete(&'static str),
+    #[error(
+        "the map that is pinned at {path} has {found}, and this version needs {wanted}; stop every agent of this \
+         instance, run `tv-agent cleanup`, and start again"
+    )]
+    Layout {
+        path: PathBuf,
+        found: String,
+        wanted: String,
+    },
+    #[error("what is pinned at {path} is no map; remove it, or run `tv-agent cleanup`")]
+    NotAMap {
+        path: PathBuf,
+        #[source]
+        source: Box<aya::maps::MapError>,
+    },
     #[error("map {map} refused an entry")]
     Map {
         map: &'static str,

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
 use crate::addr::NetnsCookie;
 
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, Linux 5.14); not in libc for every target.
@@ -43,8 +45,67 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
 /// # Errors
 /// When nothing is pinned there, it is no link, or the kernel is too old.
 pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
-    const BPF_OBJ_GET: libc::c_int = 7;
     const BPF_LINK_DETACH: libc::c_int = 34;
+    let link = pinned_object(path)?;
+    let detach: RawFd = link.as_raw_fd();
+    // SAFETY: the call reads one 32-bit descriptor, which lives across it.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_DETACH,
+            &raw const detach,
+            size_of_val(&detach),
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Puts `program` in the place of the one that the link pinned at `path` runs (`BPF_LINK_UPDATE`, Linux 5.7):
+/// every connect() meets the old or the new one. aya 0.14 has no such call for programs of cgroups.
+///
+/// # Errors
+/// ENOENT: nothing is pinned there. ENOLINK: the link was detached, by somebody or with its cgroup. EINVAL: it is
+/// no link, or one of another type of program.
+pub fn update_pinned_link(path: &Path, program: BorrowedFd<'_>) -> io::Result<()> {
+    const BPF_LINK_UPDATE: libc::c_int = 29;
+    /// The members of `union bpf_attr` that BPF_LINK_UPDATE reads.
+    #[repr(C)]
+    struct LinkUpdate {
+        link_fd: u32,
+        new_prog_fd: u32,
+        flags: u32,
+        old_prog_fd: u32,
+    }
+    let link = pinned_object(path)?;
+    let update = LinkUpdate {
+        link_fd: link.as_raw_fd().cast_unsigned(),
+        new_prog_fd: program.as_raw_fd().cast_unsigned(),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: `update` lives across the call and is as long as is said; both descriptors are open meanwhile.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_LINK_UPDATE,
+            &raw const update,
+            size_of_val(&update),
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// What is pinned at `path` (`BPF_OBJ_GET`).
+fn pinned_object(path: &Path) -> io::Result<OwnedFd> {
+    const BPF_OBJ_GET: libc::c_int = 7;
     /// The members of `union bpf_attr` that BPF_OBJ_GET reads.
     #[repr(C)]
     struct ObjGet {
@@ -63,22 +124,36 @@ pub fn detach_pinned_link(path: &Path) -> io::Result<()> {
     let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
     let fd = fd.ok_or_else(io::Error::last_os_error)?;
     // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
-    let detach: RawFd = link.as_raw_fd();
-    // SAFETY: the call reads one 32-bit descriptor, which lives across it.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_LINK_DETACH,
-            &raw const detach,
-            size_of_val(&detach),
-        )
-    };
-    if rc == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Receives one message of a sequenced-packet socket, with the descriptors that came along (SCM_RIGHTS).
+///
+/// # Errors
+/// EMSGSIZE or ENOBUFS when either was more than there is room for; what recvmsg(2) says.
+pub fn receive_with_descriptors(socket: BorrowedFd<'_>, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; most];
+    let mut parts = [io::IoSliceMut::new(&mut bytes)];
+    let mut control = nix::cmsg_space!([RawFd; 8]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let mut descriptors = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = part {
+            // SAFETY: the kernel just made these descriptors for us, and nobody else knows them.
+            let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
+            descriptors.extend(received.into_iter().map(own));
+        }
     }
+    let cut = message
+        .flags
+        .intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+    let length = message.bytes;
+    if cut {
+        return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+    }
+    bytes.truncate(length);
+    Ok((bytes, descriptors))
 }
 
 #[cfg(test)]
@@ -97,11 +172,41 @@ mod tests {
         assert!(netns_cookie(file.as_fd()).is_err());
     }
 
-    /// That it does detach is shown by the kernel tests.
+    /// That they do detach and update is shown by the kernel tests.
     #[test]
     fn what_is_no_pinned_link_is_an_error() {
+        let file = std::fs::File::open("/dev/null").unwrap();
         for path in ["/nonexistent", "/dev/null", "nul\0inside"] {
             assert!(detach_pinned_link(Path::new(path)).is_err(), "{path:?}");
+            assert!(
+                update_pinned_link(Path::new(path), file.as_fd()).is_err(),
+                "{path:?}"
+            );
         }
+    }
+
+    #[test]
+    fn descriptors_come_along_with_a_message_up_to_a_limit() {
+        use nix::sys::socket::{AddressFamily, ControlMessage, SockFlag, SockType, sendmsg, socketpair};
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let send = |text: &[u8], count: usize| {
+            let descriptors = vec![file.as_raw_fd(); count];
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            let parts = [io::IoSlice::new(text)];
+            sendmsg::<()>(a.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();
+        };
+        send(b"two", 2);
+        let (text, descriptors) = receive_with_descriptors(b.as_fd(), 16).unwrap();
+        assert_eq!((&text[..], descriptors.len()), (&b"two"[..], 2));
+        for (text, count) in [(&[0; 17][..], 1), (&b"many"[..], 9)] {
+            send(text, count);
+            let error = receive_with_descriptors(b.as_fd(), 16).unwrap_err();
+            let code = error.raw_os_error();
+            assert!(matches!(code, Some(libc::EMSGSIZE | libc::ENOBUFS)), "{error}");
+        }
+        drop(a);
+        assert!(receive_with_descriptors(b.as_fd(), 16).unwrap().0.is_empty());
     }
 }

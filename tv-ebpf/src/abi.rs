@@ -29,6 +29,11 @@ pub const NETNS: &str = "TV_NETNS";
 /// Per-CPU array of u64, indexed by [`crate::Reason`].
 pub const COUNTERS: &str = "TV_COUNTERS";
 
+/// The maps that are pinned, and that an agent which starts takes over from the one before it.
+pub const MAPS: &[&str] = &[
+    SETTINGS, DEADLINE, PORTS, BYPASS, OWN, ORIGINS, TUPLES, NETNS, COUNTERS,
+];
+
 /// Read-only global (u8): the kernel has `bpf_set_retval` (Linux 5.18), so a refusal can say which one it is.
 pub const HAS_SET_RETVAL: &str = "TV_HAS_SET_RETVAL";
 
@@ -169,12 +174,7 @@ mod tests {
     #[test]
     fn map_and_program_names_fit_the_kernel() {
         // BPF_OBJ_NAME_LEN is 16 with the final NUL; the kernel would cut longer names.
-        for name in [
-            SETTINGS, DEADLINE, PORTS, BYPASS, OWN, ORIGINS, TUPLES, NETNS, COUNTERS,
-        ]
-        .into_iter()
-        .chain(PROGRAMS)
-        {
+        for name in MAPS.iter().copied().chain(PROGRAMS) {
             assert!(name.len() < 16, "{name}");
         }
     }

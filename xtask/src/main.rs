@@ -7,6 +7,7 @@ mod kernels;
 mod process;
 mod recipe;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 
@@ -46,6 +47,11 @@ const COMMANDS: &[Command] = &[
         "test",
         "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel and e2e tests; on other kernels",
         test::run,
+    ),
+    (
+        "soak",
+        "[upgrade] [kill] agents that come and go under load, for minutes; needs root",
+        soak::run,
     ),
     (
         "ci",

@@ -3,11 +3,12 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::{CLIENT_TIME, World, to_yaml};
@@ -180,6 +181,57 @@ impl Daemon<'_> {
         self.wait_until_ready()
     }
 
+    pub fn pid(&self) -> Pid {
+        self.running.pid()
+    }
+
+    /// `Some` once it has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.running.ended()
+    }
+
+    /// Starts another agent with `config`, to take the place of this one; what becomes of it is not waited for.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn challenge(&self, config: &Path) -> io::Result<Running> {
+        self.start_challenger(config, &[])
+    }
+
+    fn start_challenger(&self, config: &Path, more: &[&str]) -> io::Result<Running> {
+        let mut command = self.world.agent();
+        command.args(["run", "--take-over", "--config"]).arg(config);
+        process::start(command.args(more).stdin(Stdio::null()))
+    }
+
+    /// Another agent with the same file takes the place of this one, which is given back, draining.
+    ///
+    /// # Errors
+    /// When the new one ends or is not ready in time; the old one then is what it was.
+    pub fn succeed(&mut self) -> io::Result<Running> {
+        self.succeed_with(&[])
+    }
+
+    /// As [`Daemon::succeed`], with more arguments for the new one.
+    ///
+    /// # Errors
+    /// As [`Daemon::succeed`].
+    pub fn succeed_with(&mut self, more: &[&str]) -> io::Result<Running> {
+        let mut new = self.start_challenger(&self.config, more)?;
+        let until = Instant::now() + START_TIME;
+        while !holds(new.pid()) {
+            let ended = new.ended().is_some();
+            if ended || process::interrupted() || Instant::now() >= until {
+                let said = new.end();
+                return Err(io::Error::other(format!("no succession:\n{}", said.stderr)));
+            }
+            sleep(Duration::from_millis(2));
+        }
+        let old = std::mem::replace(&mut self.running, new);
+        self.wait_until_ready()?;
+        Ok(old)
+    }
+
     fn wait_until_ready(&mut self) -> io::Result<()> {
         let until = Instant::now() + START_TIME;
         while !matches!(self.get("/healthz/ready"), Ok((200, _))) {
@@ -202,6 +254,12 @@ fn start(world: &World, config: &Path) -> io::Result<Running> {
     let mut command = world.agent();
     command.arg("run").arg("--config").arg(config);
     process::start(command.stdin(Stdio::null()))
+}
+
+/// Whether a process is the one daemon of this world.
+pub fn holds(pid: Pid) -> bool {
+    let run_dir = Path::new(tv_agent::redirect::DEFAULT_RUN_DIR);
+    tv_agent::redirect::instance_process(run_dir, "daemon") == Some(pid.to_string())
 }
 
 /// One GET without TLS.

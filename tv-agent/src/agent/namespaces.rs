@@ -7,16 +7,26 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::accept::{self, Listener};
 use crate::dial::OwnSocket;
 use crate::limits;
-use crate::metrics::{Metrics, ReasonLabels};
+use crate::metrics::Metrics;
 use crate::netns::{self, Found, Netns, NetnsId, Seen, Visitors};
-use crate::redirect::{self, Listeners, NetnsFacts};
+use crate::phase::{self, Phase};
+use crate::redirect::{Listeners, NetnsFacts};
+
+mod error;
+mod incomplete;
+mod room;
+
+use error::Error;
+use incomplete::{Incomplete, count_failure};
+pub(super) use room::Order;
+pub use room::Room;
 
 /// A namespace without a process is kept for so long: jobs that follow each other need not wait for a listener.
 const LINGER: Duration = Duration::from_secs(1);
@@ -28,49 +38,8 @@ const _: () = assert!(2 * limits::NAMESPACES <= tv_ebpf::abi::NETNS_ENTRIES);
 const REFRESH: Duration = Duration::from_millis(500);
 const REFRESHED: usize = 128;
 
-/// Why a namespace is not served. Its workloads stay refused, or uncaptured where the policy fails open.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("it cannot be entered (CAP_SYS_ADMIN and CAP_SYS_PTRACE are needed)")]
-    Enter(#[source] io::Error),
-    #[error("its loopback interface is down; bring it up: ip link set lo up")]
-    LoopbackDown,
-    #[error("the agent's port is taken there; choose another listen.port, or stop who has it")]
-    PortTaken(#[source] accept::Error),
-    #[error(transparent)]
-    Listen(accept::Error),
-    #[error("the kernel half cannot be told of it")]
-    Kernel(#[from] redirect::Error),
-    #[error("{} network namespaces are served already", limits::NAMESPACES)]
-    TooMany,
-}
-
-impl Error {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Enter(_) => "enter",
-            Self::LoopbackDown => "loopback_down",
-            Self::PortTaken(_) => "port_taken",
-            Self::Listen(_) => "listen",
-            Self::Kernel(_) => "kernel",
-            Self::TooMany => "too_many",
-        }
-    }
-
-    fn listen(error: accept::Error) -> Self {
-        match &error {
-            accept::Error::Bind { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
-                Self::PortTaken(error)
-            }
-            accept::Error::Bind { .. } | accept::Error::Flag { .. } | accept::Error::Netns { .. } => {
-                Self::Listen(error)
-            }
-        }
-    }
-}
-
 pub(super) type Serve = Box<
-    dyn Fn(Listener, Netns, watch::Receiver<bool>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync,
+    dyn Fn(Listener, Netns, watch::Receiver<Phase>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync,
 >;
 
 /// All of them, and what is needed to serve one more.
@@ -103,6 +72,7 @@ enum Event {
     Ended,
     /// The thread that looks has ended.
     Blind,
+    Order(Order),
     Stop,
 }
 
@@ -129,30 +99,47 @@ struct Served {
     netns: Netns,
     hold: Weak<Hold>,
     cgroup: Arc<Path>,
-    v6_listens: bool,
+    v4: Listener,
+    v6: Option<Listener>,
     /// Since when no process is seen there.
     deserted: Option<Instant>,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Phase>,
 }
 
 impl Namespaces {
-    /// Serves what is found until `stop`, then lets the connections of all namespaces finish.
-    pub(super) async fn run(self, mut found: watch::Receiver<Arc<Found>>, mut stop: watch::Receiver<bool>) {
+    /// Serves `rooms` and what is found while the agent serves, then lets the connections of all namespaces finish.
+    pub(super) async fn run(
+        self,
+        rooms: Vec<Room>,
+        mut found: watch::Receiver<Arc<Found>>,
+        mut orders: mpsc::Receiver<Order>,
+        mut agent: watch::Receiver<Phase>,
+    ) {
         let mut served: HashMap<NetnsId, Served> = HashMap::new();
         let mut failed: HashMap<NetnsId, Failing> = HashMap::new();
         let mut accepting = JoinSet::new();
         let mut incomplete = Incomplete::default();
         let mut refresh = tokio::time::interval(REFRESH);
         let mut turn = 0;
+        let mut frozen = false;
+        for room in rooms {
+            match self.adopt(room, &mut accepting) {
+                Ok((id, namespace)) => drop(served.insert(id, namespace)),
+                // Found again, and served then.
+                Err(error) => tracing::warn!(%error, "a network namespace could not be taken over"),
+            }
+        }
         loop {
             let event = tokio::select! {
                 changed = found.changed() => changed.map_or(Event::Blind, |()| Event::Found),
                 _ = refresh.tick() => Event::Refresh,
                 Some(_) = accepting.join_next(), if !accepting.is_empty() => Event::Ended,
-                _ = stop.wait_for(|stop| *stop) => Event::Stop,
+                Some(order) = orders.recv() => Event::Order(order),
+                () = phase::reached(&mut agent, Phase::HandedOver) => Event::Stop,
             };
             match event {
                 Event::Found => {}
+                Event::Refresh if frozen => continue,
                 Event::Refresh => {
                     self.refresh(&mut served, &mut turn, &mut accepting).await;
                     continue;
@@ -165,7 +152,17 @@ impl Namespaces {
                     );
                     break;
                 }
+                Event::Order(Order::Freeze(reply)) => {
+                    frozen = true;
+                    // Who asked may have given up.
+                    let _ = reply.send(served.values().filter_map(Served::room).collect());
+                    continue;
+                }
+                Event::Order(Order::Thaw) => frozen = false,
                 Event::Stop => break,
+            }
+            if frozen {
+                continue;
             }
             let now = found.borrow_and_update().clone();
             incomplete.tell(&now, &self.metrics);
@@ -221,18 +218,43 @@ impl Namespaces {
         if let Some(cookie) = netns.cookie() {
             self.facts.set(cookie, v6_routable)?;
         }
-        let served = Served {
+        Ok(self.serve_in(hold, v4, v6, seen.cgroup.clone(), accepting))
+    }
+
+    /// Goes on with what another agent listens to.
+    fn adopt(&self, room: Room, accepting: &mut JoinSet<()>) -> io::Result<(NetnsId, Served)> {
+        let door = room.door.try_clone()?;
+        let (id, netns) = Netns::adopt(door, room.v4.netns(), &self.visitors)?;
+        let hold = Arc::new(Hold {
             netns,
+            facts: self.facts.clone(),
+            sweep: self.sweep.clone(),
+        });
+        let served = self.serve_in(hold, room.v4, room.v6, room.cgroup, accepting);
+        Ok((id, served))
+    }
+
+    fn serve_in(
+        &self,
+        hold: Arc<Hold>,
+        v4: Listener,
+        v6: Option<Listener>,
+        cgroup: Arc<Path>,
+        accepting: &mut JoinSet<()>,
+    ) -> Served {
+        let served = Served {
+            netns: hold.netns.clone(),
             hold: Arc::downgrade(&hold),
-            cgroup: seen.cgroup.clone(),
-            v6_listens: v6.is_some(),
+            cgroup,
+            v4: v4.clone(),
+            v6: v6.clone(),
             deserted: None,
-            stop: watch::Sender::new(false),
+            stop: watch::Sender::new(Phase::Serving),
         };
         for listener in std::iter::once(v4).chain(v6) {
             self.accept(listener, &served, hold.clone(), accepting);
         }
-        Ok(served)
+        served
     }
 
     /// None where the namespace has no IPv6: it is refused there, and clients use IPv4.
@@ -287,14 +309,14 @@ impl Namespaces {
         let skip = if *turn < served.len() { *turn } else { 0 };
         *turn = skip + REFRESHED;
         for namespace in served.values_mut().skip(skip).take(REFRESHED) {
-            if !namespace.v6_listens
+            if namespace.v6.is_none()
                 && let Some(hold) = namespace.hold.upgrade()
                 && let Ok(Some(listener)) = self.listen_v6(&namespace.netns).await
             {
-                self.accept(listener, namespace, hold, accepting);
-                namespace.v6_listens = true;
+                self.accept(listener.clone(), namespace, hold, accepting);
+                namespace.v6 = Some(listener);
             }
-            let (Some(cookie), true) = (namespace.netns.cookie(), namespace.v6_listens) else {
+            let (Some(cookie), true) = (namespace.netns.cookie(), namespace.v6.is_some()) else {
                 continue;
             };
             let Ok(routable) = namespace.netns.routes_v6().await else {
@@ -304,6 +326,19 @@ impl Namespaces {
             // fail for one that is in the map, and for another the agent's own routes count until the next turn.
             let _ = self.facts.set(cookie, routable);
         }
+    }
+}
+
+impl Served {
+    /// None when its last connection has just ended.
+    fn room(&self) -> Option<Room> {
+        let (v4, v6) = (self.v4.clone(), self.v6.clone());
+        Some(Room {
+            door: self.netns.door()?,
+            v4,
+            v6,
+            cgroup: self.cgroup.clone(),
+        })
     }
 }
 
@@ -325,46 +360,10 @@ fn leave(served: &mut HashMap<NetnsId, Served>, now: &Found) {
         let stays = since.elapsed() < LINGER;
         if !stays {
             tracing::info!(netns = id.ino, cgroup = %namespace.cgroup.display(), "network namespace: left");
-            namespace.stop.send_replace(true);
+            namespace.stop.send_replace(Phase::Ending);
         }
         stays
     });
-}
-
-/// What discovery could not see, told once while it lasts.
-#[derive(Default)]
-struct Incomplete {
-    truncated: bool,
-    hidden: bool,
-}
-
-impl Incomplete {
-    fn tell(&mut self, found: &Found, metrics: &Metrics) {
-        if found.truncated && !self.truncated {
-            tracing::error!(
-                cgroups = limits::DISCOVERY_CGROUPS,
-                processes = limits::DISCOVERY_PROCESSES,
-                "more cgroups or processes are enrolled than can be looked at; workloads in network namespaces of \
-                 their own may stay refused; enrol less"
-            );
-            count_failure(metrics, "truncated");
-        }
-        if found.hidden && !self.hidden {
-            tracing::error!(
-                "enrolled processes cannot be looked at, and are refused in network namespaces of their own; start the \
-                 agent in the host's pid namespace (hostPID) and with CAP_SYS_PTRACE"
-            );
-            count_failure(metrics, "hidden");
-        }
-        (self.truncated, self.hidden) = (found.truncated, found.hidden);
-    }
-}
-
-fn count_failure(metrics: &Metrics, reason: &'static str) {
-    metrics
-        .namespace_failures
-        .get_or_create(&ReasonLabels { reason })
-        .inc();
 }
 
 /// Starts to look for them. Call it in the agent's own namespace.

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::{PIN_ROOT, RUN_DIR, chain, print};
 use crate::cli::{OutputArgs, exit};
+use crate::config::DEFAULT_SOCKET;
 use crate::redirect::{self, Removed};
 
 pub fn run(args: OutputArgs) -> u8 {
@@ -15,6 +17,7 @@ pub fn run(args: OutputArgs) -> u8 {
         .and_then(|mut removed| {
             let mount = redirect::cgroup2_mount().map_err(Error::Mount)?;
             remove_exec_directories(run_dir, &mount, &mut removed)?;
+            remove_dead_socket(Path::new(DEFAULT_SOCKET), &mut removed)?;
             Ok(removed)
         });
     match cleaned {
@@ -83,6 +86,23 @@ fn remove_exec_directories(run_dir: &Path, mount: &Path, removed: &mut Vec<Remov
     Ok(())
 }
 
+/// Removes the admin socket when nobody answers there.
+fn remove_dead_socket(path: &Path, removed: &mut Vec<Removed>) -> Result<(), Error> {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if !UnixStream::connect(path).is_err_and(refused) {
+        return Ok(());
+    }
+    fs::remove_file(path).map_err(|source| Error::Remove {
+        path: path.to_owned(),
+        source,
+    })?;
+    removed.push(Removed {
+        what: "socket",
+        path: path.to_owned(),
+    });
+    Ok(())
+}
+
 /// Deepest first; false when processes are left in one.
 fn remove_cgroups(directory: &Path) -> bool {
     let below = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -98,6 +118,23 @@ fn remove_cgroups(directory: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_admin_socket_goes_when_nobody_answers() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("admin.sock");
+        let remove = || {
+            let mut removed = Vec::new();
+            remove_dead_socket(&path, &mut removed).unwrap();
+            removed.len()
+        };
+        assert_eq!(remove(), 0, "there is none");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(remove(), 0, "somebody answers");
+        drop(listener);
+        assert_eq!(remove(), 1);
+        assert!(!path.exists());
+    }
 
     /// Plain directories stand for cgroups: both are removed only when nothing is in them.
     #[test]

@@ -131,13 +131,14 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
         .id()
         .and_then(|id| i32::try_from(id).ok())
         .map(Pid::from_raw);
+    let beating = redirect.handles();
     let mut heartbeat = tokio::time::interval(Duration::from_secs(1));
     let status = loop {
         tokio::select! {
             status = child.wait() => break status,
             _ = terminate.recv() => forward(pid, Signal::SIGTERM),
             _ = hangup.recv() => forward(pid, Signal::SIGHUP),
-            _ = heartbeat.tick() => beat(&redirect, &agent),
+            _ = heartbeat.tick() => beat(&beating, &agent),
         }
     };
     let status = status.map_err(|source| Error::Io {

@@ -1,26 +1,39 @@
 //! `tv-agent run`: the daemon.
 
-use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
-use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6, own_cgroup};
-use crate::admin::{self, Admin};
+use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
+use crate::admin;
 use crate::agent::{self, Agent, Wiring};
 use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
+use crate::handover::{self, Estate, Event};
+use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
-use crate::redirect::{self, Redirect};
+use crate::redirect::{self, Handles, Redirect};
 use crate::workload::Workloads;
 
+mod cover;
+mod enrolled;
 mod socket;
+mod takeover;
+
+use cover::Cover;
+pub use enrolled::missing_cgroups;
+use enrolled::{agent_cgroup, directories};
+use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
 const INSTANCE: &str = "daemon";
@@ -28,8 +41,6 @@ const INSTANCE: &str = "daemon";
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the configuration file is looked at. Its digest, not inotify: a ConfigMap is swapped by symlinks.
 const RELOAD: Duration = Duration::from_secs(2);
-/// How often it is seen whether an enrolled cgroup was removed and made again, which takes the programs off it.
-const COVER: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -65,14 +76,27 @@ enum Error {
     Socket(#[from] crate::control::Error),
     #[error(transparent)]
     Mount(#[from] super::NoCgroup2),
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
+    #[error(
+        "listen.port is {wanted}, and the running agent listens on {running}: sockets that are handed over keep their \
+         address; take it back, or stop the running agent first"
+    )]
+    OtherPort { wanted: u16, running: SocketAddr },
+    #[error("the running agent (process {pid}) lives in another network namespace; start this one there")]
+    Elsewhere { pid: i32 },
+    #[error("a socket cannot be handed over")]
+    Descriptor(#[source] io::Error),
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
     #[error("cannot handle signals")]
-    Signals(#[source] std::io::Error),
+    Signals(#[source] io::Error),
     #[error("cannot read /proc/self/cgroup")]
-    Cgroup(#[source] std::io::Error),
+    Cgroup(#[source] io::Error),
 }
 
 pub async fn run(args: &RunArgs) -> u8 {
-    match daemon(&args.config).await {
+    match daemon(args).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -93,11 +117,8 @@ struct Daemon {
     file: PathBuf,
     mount: PathBuf,
     agent: Agent,
-    redirect: Redirect,
-    /// The enrolled directories, each with the id of the cgroup that is covered.
-    enrolled: HashMap<PathBuf, u64>,
-    /// Ids of cgroups that could not be covered, and of which that was said.
-    uncovered: HashSet<u64>,
+    cover: Cover,
+    handles: Handles,
     workloads: Arc<Workloads>,
     metrics: Metrics,
     intercept: Intercept,
@@ -108,6 +129,7 @@ struct Daemon {
 #[derive(PartialEq, Eq)]
 struct Settled {
     port: u16,
+    drain: Duration,
     metrics: Option<SocketAddr>,
     socket: PathBuf,
     ca_dir: PathBuf,
@@ -117,6 +139,7 @@ impl Settled {
     fn of(config: &Config) -> Self {
         Self {
             port: config.port,
+            drain: config.drain,
             metrics: config.metrics,
             socket: config.socket.clone(),
             ca_dir: config.ca_dir.clone(),
@@ -124,75 +147,85 @@ impl Settled {
     }
 }
 
-async fn daemon(file: &Path) -> Result<(), Error> {
+async fn daemon(args: &RunArgs) -> Result<(), Error> {
+    let file = &*args.config;
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
     let mount = cgroup2_mount()?;
     let enrolled = directories(file, &config.intercept, &mount)?;
     let authority = Arc::new(Authority::load(&config.ca_dir)?);
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    let mut end = Ends::new().map_err(Error::Signals)?;
 
-    let mut redirect = super::kernel_half(INSTANCE)?;
+    let Begun {
+        mut redirect,
+        door,
+        sockets,
+        before,
+    } = takeover::begin(args.take_over, &config).await?;
     super::raise_open_files();
     if let Some(log) = redirect.kernel_log() {
         tokio::spawn(log.run());
     }
-    let handles = Arc::new(redirect.handles());
+    let handles = redirect.handles();
+    let shared = Arc::new(handles.clone());
     let metrics = Metrics::new();
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let ready = Arc::new(AtomicBool::new(false));
-    if let Some(address) = config.metrics {
-        let counters = handles.clone();
-        let more = Arc::new(move || counters.counters());
-        Admin {
-            metrics: metrics.clone(),
-            ready: ready.clone(),
-            more,
-        }
-        .serve(address)
-        .await?;
-    }
     let wiring = Wiring {
-        origins: handles.clone(),
-        own: handles.clone(),
-        namespaces: Some(handles.clone()),
+        origins: shared.clone(),
+        own: shared.clone(),
+        namespaces: Some(shared),
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
         listen_v4: (LISTEN_V4, settled.port).into(),
         listen_v6: listen_v6(settled.port),
     };
-    let socket = config.socket.clone();
-    let agent = Agent::start(config, wiring).await?;
-    let (callers, counted) = (workloads.clone(), metrics.clone());
-    socket::serve(&socket, &agent, handles, callers, counted, ready.clone()).await?;
+    let sockets = sockets.complete(&settled).await?;
+    let cover = Cover::new(redirect);
+    let agent = match before {
+        None => Agent::start(config, wiring).await?,
+        Some(before) => before.follow(config, wiring, &cover, &enrolled, &mount).await?,
+    };
+    let local = sockets.serve(
+        &agent,
+        handles.clone(),
+        workloads.clone(),
+        metrics.clone(),
+        ready.clone(),
+    )?;
     let mut daemon = Daemon {
         file: file.to_owned(),
         mount,
         agent,
-        redirect,
-        enrolled: HashMap::new(),
-        uncovered: HashSet::new(),
+        cover,
+        handles,
         workloads,
         metrics,
         intercept,
         settled,
     };
     daemon.apply(&enrolled)?;
+    daemon.cover.watch(&daemon.mount).map_err(Error::Thread)?;
+    let (events, mut asked) = mpsc::channel(4);
+    let retire = daemon.handles.clone();
+    let (kept, theirs) = takeover::twice(door)?;
+    let ready_time = limits::HANDOVER_READY_TIME;
+    handover::serve(theirs, ready_time, move |retired| retire.retire(retired), events)
+        .map_err(Error::Thread)?;
     ready.store(true, Ordering::Relaxed);
     tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
 
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     let mut look = tokio::time::interval(RELOAD);
-    let mut cover = tokio::time::interval(COVER);
-    loop {
+    // While another agent takes over, what it was told stays so.
+    let mut giving = false;
+    let handed_over = loop {
         tokio::select! {
-            _ = heartbeat.tick() => beat(&daemon.redirect, &daemon.agent),
-            _ = cover.tick() => daemon.cover(),
-            _ = look.tick() => {
+            _ = heartbeat.tick() => beat(&daemon.handles, &daemon.agent),
+            _ = look.tick(), if !giving => {
                 let now = digest_of(file);
                 // A file that cannot be read just now is being replaced: look again.
                 if now.is_some() && now != digest {
@@ -200,83 +233,111 @@ async fn daemon(file: &Path) -> Result<(), Error> {
                     daemon.reload();
                 }
             }
-            _ = hangup.recv() => {
+            _ = hangup.recv(), if !giving => {
                 digest = digest_of(file);
                 daemon.reload();
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            Some(event) = asked.recv() => match event {
+                Event::Asked(reply) => {
+                    giving = true;
+                    // Who asked may have given up.
+                    let _ = reply.send(daemon.estate(&kept, &local).await);
+                }
+                Event::Abandoned => {
+                    giving = false;
+                    daemon.agent.keep().await;
+                    daemon.go_on();
+                }
+                Event::Taken => break true,
+            },
+            () = end.asked() => break false,
+        }
+    };
+    ready.store(false, Ordering::Relaxed);
+    let (drain, agent) = (daemon.settled.drain, daemon.agent);
+    let draining: Pin<Box<dyn Future<Output = ()>>> = if handed_over {
+        tracing::info!(?drain, "another agent has taken over; finishing what is open");
+        local.close().await;
+        daemon.cover.with(Redirect::leave);
+        Box::pin(agent.hand_over())
+    } else {
+        tracing::info!(
+            ?drain,
+            "stopping; enrolled workloads stay refused until an agent runs again, or `tv-agent cleanup`"
+        );
+        Box::pin(agent.stop())
+    };
+    // Who has handed over is told to stop once in any case, by who supervises it.
+    let mut told = !handed_over;
+    tokio::pin!(draining);
+    let mut drained = false;
+    while !drained || handed_over && args.linger && !told {
+        tokio::select! {
+            () = &mut draining, if !drained => drained = true,
+            () = end.asked() => {
+                if told {
+                    tracing::warn!("told to stop again: ending at once");
+                    break;
+                }
+                told = true;
+            }
         }
     }
-    tracing::info!(
-        "stopping; enrolled workloads stay refused until an agent runs again, or `tv-agent cleanup`"
-    );
-    ready.store(false, Ordering::Relaxed);
-    daemon.agent.stop().await;
     // The links stay pinned: a workload must never get past a stopped agent with the wrong token.
     Ok(())
+}
+
+/// The signals that ask for the end.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 impl Daemon {
     /// Brings the kernel half in line with the configuration, coverage first.
     fn apply(&mut self, enrolled: &[PathBuf]) -> Result<(), Error> {
-        let belt = self.agent_cgroup(enrolled)?;
-        self.redirect
+        let belt = agent_cgroup(&self.mount, enrolled)?;
+        self.cover
             .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
-        self.redirect.heartbeat()?;
-        let mut ids = HashMap::new();
-        for directory in enrolled {
-            self.redirect.attach(directory)?;
-            let id = redirect::cgroup_id(directory).map_err(Error::Cgroup)?;
-            ids.insert(directory.clone(), id);
-        }
-        for directory in self.redirect.attached().iter().filter(|d| !enrolled.contains(d)) {
-            self.redirect.detach(directory)?;
-        }
-        self.enrolled = ids;
-        // What an agent before this one left for other cgroups, now that all of ours are covered.
-        self.redirect.retire_stale()?;
+        self.handles.heartbeat()?;
+        self.cover.attach(enrolled)?;
+        self.cover.keep_only(enrolled)?;
         self.workloads.set_roots(enrolled.to_vec());
         Ok(())
     }
 
-    /// Id of the agent's own cgroup, when that lies below an enrolled one: the sockets that libraries open
-    /// carry no flag, and must get past the kernel half.
-    fn agent_cgroup(&self, enrolled: &[PathBuf]) -> Result<Option<u64>, Error> {
-        let own = own_cgroup(&self.mount).map_err(Error::Cgroup)?;
-        if enrolled.contains(&own) {
-            return Err(Error::OwnCgroup {
-                path: own.display().to_string(),
-            });
-        }
-        if enrolled.iter().any(|directory| own.starts_with(directory)) {
-            return redirect::cgroup_id(&own).map(Some).map_err(Error::Cgroup);
-        }
-        Ok(None)
+    /// All that a successor needs.
+    async fn estate(&self, door: &OwnedFd, local: &Local) -> Option<Estate> {
+        let inheritance = self.agent.bequeath().await?;
+        let lock = self
+            .cover
+            .with(|redirect| redirect.lock().as_fd().try_clone_to_owned());
+        takeover::estate(lock, door, local, inheritance)
+            .inspect_err(|error| tracing::error!(%error, "cannot hand over"))
+            .ok()
     }
 
-    /// Attaches to enrolled cgroups that were made again: service managers remove a service's cgroup when it
-    /// stops, and the programs go with it.
-    fn cover(&mut self) {
-        for (directory, covered) in &mut self.enrolled {
-            // One that cannot be looked at is gone, and so is everybody who was in it.
-            let made_again = redirect::cgroup_id(directory).ok().filter(|id| id != covered);
-            let Some(id) = made_again else { continue };
-            match self.redirect.attach(directory) {
-                Ok(()) => {
-                    *covered = id;
-                    tracing::warn!(
-                        cgroup = %directory.display(),
-                        "the cgroup was removed and made again, and was not intercepted for a moment; enrol the \
-                         one above it, which stays"
-                    );
-                }
-                // Tried again each time, told once.
-                Err(error) if self.uncovered.insert(id) => {
-                    tracing::error!(cgroup = %directory.display(), "NOT intercepted: {}", chain(&error));
-                }
-                Err(_) => {}
-            }
+    /// Undoes what a successor did that did not come to serve.
+    fn go_on(&mut self) {
+        let again = directories(&self.file, &self.intercept, &self.mount);
+        if let Err(error) = again.and_then(|enrolled| self.apply(&enrolled)) {
+            tracing::error!("the kernel half: {}", chain(&error));
         }
     }
 
@@ -304,9 +365,9 @@ impl Daemon {
     fn try_reload(&mut self) -> Result<(), Error> {
         let config = super::load(Some(&self.file))?;
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
-        self.agent_cgroup(&enrolled)?;
+        agent_cgroup(&self.mount, &enrolled)?;
         if Settled::of(&config) != self.settled {
-            tracing::warn!("listen.port, admin and ca.dir take effect when the agent is restarted");
+            tracing::warn!("listen, admin and ca.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;
@@ -323,33 +384,6 @@ impl Daemon {
     }
 }
 
-fn directories(file: &Path, intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
-    if intercept.cgroups.is_empty() {
-        return Err(Error::NoCgroups {
-            file: file.to_owned(),
-        });
-    }
-    let directory = |path: &String| {
-        let directory = mount.join(path.trim_start_matches('/'));
-        if directory.is_dir() {
-            Ok(directory)
-        } else {
-            Err(Error::NoSuchCgroup {
-                file: file.to_owned(),
-                path: path.clone(),
-                mount: mount.to_owned(),
-            })
-        }
-    };
-    intercept.cgroups.iter().map(directory).collect()
-}
-
 fn digest_of(file: &Path) -> Option<[u8; 32]> {
     std::fs::read(file).ok().map(|bytes| Sha256::digest(bytes).into())
-}
-
-/// Exposed for `check`: whether every enrolled cgroup is there.
-pub fn missing_cgroups(config: &Config, mount: &Path) -> Vec<String> {
-    let gone = |path: &&String| !mount.join(path.trim_start_matches('/')).is_dir();
-    config.intercept.cgroups.iter().filter(gone).cloned().collect()
 }

@@ -32,6 +32,14 @@ impl Checker<'_> {
                 "is also in intercept.ports; allowed: a port that is not captured",
             ));
         }
+        let drain = match &raw.listen.drain_seconds {
+            Some(at) if at.value <= limits::DRAIN_TIME_MAX.as_secs() => Duration::from_secs(at.value),
+            Some(at) => {
+                let problem = "is out of range; allowed: 0 to 3600 seconds";
+                return Err(self.value("listen.drain_seconds", at, at.value, problem));
+            }
+            None => limits::DRAIN_TIME,
+        };
         let metrics = match &raw.admin.metrics {
             Some(at) if at.value == "off" => None,
             Some(at) => Some(at.value.parse().map_err(|_| {
@@ -66,6 +74,7 @@ impl Checker<'_> {
         Ok(Config {
             intercept,
             port,
+            drain,
             vaults,
             routes,
             extra_roots: raw.upstream.extra_roots,

@@ -61,6 +61,7 @@ pub enum OnAgentDown {
 #[serde(deny_unknown_fields, default)]
 pub struct Listen {
     pub port: Option<Spanned<u64>>,
+    pub drain_seconds: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize)]

@@ -191,6 +191,20 @@ fn each_mistake_names_line_key_value_and_remedy() {
 }
 
 #[test]
+fn the_time_to_drain_has_a_limit() {
+    let with = |seconds: &str| format!("listen: {{ drain_seconds: {seconds} }}\n");
+    for (seconds, drain) in [("0", 0), ("3600", 3600)] {
+        let config = Config::parse(&with(seconds), Path::new("tv.yaml"), &|_| None);
+        assert_eq!(config.ok().map(|c| c.drain), Some(Duration::from_secs(drain)));
+    }
+    let refused = Config::parse(&with("3601"), Path::new("tv.yaml"), &|_| None);
+    let message = refused.err().unwrap().to_string();
+    for part in ["tv.yaml:1", "listen.drain_seconds", "3601", "0 to 3600"] {
+        assert!(message.contains(part), "{part:?} is missing in: {message}");
+    }
+}
+
+#[test]
 fn a_secret_written_into_the_file_is_not_repeated() {
     let message = parse(&GOOD.replace("{ env: SECRET }", "hunter2")).err().unwrap();
     assert!(
@@ -247,6 +261,7 @@ fn the_example_is_a_good_configuration_and_says_the_defaults() {
     let cgroups = config.intercept.cgroups.clone();
     assert_eq!(config.intercept, Intercept { cgroups, ..default });
     assert_eq!(config.port, DEFAULT_PORT);
+    assert_eq!(config.drain, limits::DRAIN_TIME);
     assert_eq!(config.metrics, Some(default_metrics()));
     assert_eq!(config.socket, default_socket());
     assert_eq!(config.ca_dir, default_ca_dir());

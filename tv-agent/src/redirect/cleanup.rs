@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 use super::cgroup::cgroup2_mount;
-use super::pins::{
-    InstanceLock, entries, instance_directories, list, lock_directory, remove_if_empty, remove_pin,
-};
+use super::lock::{InstanceLock, lock_directory};
+use super::pins::{entries, instance_directories, kind, list, remove_file, remove_if_empty, remove_pin};
 
 /// Instances of this name prefix belong to `tv-agent exec` and have a cgroup of their own.
 const EXEC_PREFIX: &str = "exec-";
@@ -17,7 +16,7 @@ const CGROUP_PREFIX: &str = "tv-";
 /// Something that [`cleanup`] removed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Removed {
-    /// What it was: `link`, `cgroup` or `lock`.
+    /// What it was: `link`, `map`, `program`, `cgroup`, `lock` or `socket`.
     pub what: &'static str,
     pub path: PathBuf,
 }
@@ -35,7 +34,8 @@ pub fn exec_cgroup_name(instance: &str) -> String {
     format!("{CGROUP_PREFIX}{instance}")
 }
 
-/// Removes the pinned links, lock files and empty exec cgroups of every instance that no process holds.
+/// Removes what is pinned, the lock files, the sockets beside them and the empty exec cgroups of every instance that
+/// no process holds, of whatever version of the ABI.
 ///
 /// Removing a link detaches its program, so the workload is no longer refused. A second call finds nothing.
 ///
@@ -53,11 +53,19 @@ pub fn cleanup(pin_root: &Path, run_dir: &Path) -> Result<Vec<Removed>, Error> {
             Err(Error::InstanceLive { .. } | Error::InstanceName(_)) => continue,
             Err(error) => return Err(error),
         };
-        remove_links(pin_root, &instance, &mut removed)?;
+        remove_pins(pin_root, &instance, &mut removed)?;
         if instance.starts_with(EXEC_PREFIX)
             && let Ok(mount) = cgroup2_mount()
         {
             remove_cgroups(&mount.join(exec_cgroup_name(&instance)), &mut removed)?;
+        }
+        let socket = lock_path.with_extension("sock");
+        if socket.exists() {
+            remove_file(&socket)?;
+            removed.push(Removed {
+                what: "socket",
+                path: socket,
+            });
         }
         lock.remove()?;
         if had_lock {
@@ -94,11 +102,17 @@ fn instances(pin_root: &Path, run_dir: &Path) -> Result<BTreeSet<String>, Error>
     Ok(names)
 }
 
-fn remove_links(pin_root: &Path, instance: &str, removed: &mut Vec<Removed>) -> Result<(), Error> {
+fn remove_pins(pin_root: &Path, instance: &str, removed: &mut Vec<Removed>) -> Result<(), Error> {
     for directory in instance_directories(pin_root, instance)? {
-        for (_, path) in entries(&directory)? {
+        let mut pins = entries(&directory)?;
+        // Links before what they depend on.
+        pins.sort_by_key(|(id, _)| id.is_none());
+        for (id, path) in pins {
             remove_pin(&path)?;
-            removed.push(Removed { what: "link", path });
+            removed.push(Removed {
+                what: kind(id, &path),
+                path,
+            });
         }
         remove_if_empty(&directory)?;
     }
@@ -134,30 +148,35 @@ mod tests {
         let pin = |version: &str, instance: &str| {
             let directory = pins.join(version).join(instance);
             fs::create_dir_all(&directory).unwrap();
+            for name in ["tv_connect4", "TV_PORTS"] {
+                fs::write(directory.join(name), "").unwrap();
+            }
             let path = directory.join("77-tv_connect4");
             fs::write(&path, "").unwrap();
             path
         };
         let live = InstanceLock::acquire(&run, "live").unwrap();
         drop(InstanceLock::acquire(&run, "dead").unwrap());
+        let sockets = ["live", "dead"].map(|name| lock_directory(&run).join(format!("{name}.sock")));
+        for socket in &sockets {
+            fs::write(socket, "").unwrap();
+        }
         let kept = pin("v1", "live");
         let gone = [pin("v1", "dead"), pin("v0", "dead"), pin("v1", "lockless")];
 
         let removed = cleanup(&pins, &run).unwrap();
 
         let ours = removed.iter().filter(|r| r.path.starts_with(&scratch));
-        assert_eq!(
-            ours.clone().filter(|r| r.what == "link").count(),
-            3,
-            "{removed:?}"
-        );
-        assert_eq!(ours.filter(|r| r.what == "lock").count(), 1, "{removed:?}");
+        let count = |what| ours.clone().filter(|r| r.what == what).count();
+        let counts = ["link", "map", "program", "lock", "socket"].map(count);
+        assert_eq!(counts, [3, 3, 3, 1, 1], "{removed:?}");
+        assert!(sockets[0].exists() && !sockets[1].exists());
         assert!(kept.exists());
         assert!(gone.iter().all(|path| !path.exists()));
         assert!(!pins.join("v0").exists());
         assert_eq!(cleanup(&pins, &run).unwrap(), []);
         drop(live);
-        assert_eq!(cleanup(&pins, &run).unwrap().len(), 2);
+        assert_eq!(cleanup(&pins, &run).unwrap().len(), 5);
         assert!(!pins.exists());
         fs::remove_dir_all(&scratch).unwrap();
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +10,13 @@ use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramType, SockOps};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfLoader};
-use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use tv_ebpf::abi;
 
-use super::cgroup::cgroup_id;
-use super::maps::{Handles, Tables};
-use super::pins::{InstanceLock, Pins};
+use super::layout;
+use super::lock::InstanceLock;
+use super::maps::{self, Handles, Tables};
+use super::pins::Pins;
 use super::probe::tells_netns_cookies;
 use super::{Error, KernelPolicy};
 
@@ -44,7 +46,8 @@ pub fn object_sha256() -> Option<&'static str> {
 pub struct Redirect {
     ebpf: Ebpf,
     handles: Handles,
-    pins: Pins,
+    // Before the lock: what it takes away is still ours then.
+    pins: Unlinked,
     attached: Vec<Attached>,
     lock: InstanceLock,
 }
@@ -58,38 +61,75 @@ impl Redirect {
     /// Loads the programs for `instance`. Nothing is captured before [`apply`](Self::apply),
     /// [`attach`](Self::attach) and the first [`heartbeat`](Self::heartbeat).
     ///
-    /// `pin_root` is where links are pinned ([`DEFAULT_PIN_ROOT`](super::DEFAULT_PIN_ROOT)); bpffs is mounted at
-    /// /sys/fs/bpf when it is not there yet. `run_dir` holds the lock files
-    /// ([`DEFAULT_RUN_DIR`](super::DEFAULT_RUN_DIR)).
+    /// `pin_root` is where maps, programs and links are pinned ([`DEFAULT_PIN_ROOT`](super::DEFAULT_PIN_ROOT));
+    /// bpffs is mounted at /sys/fs/bpf when it is not there yet. `run_dir` holds the lock files
+    /// ([`DEFAULT_RUN_DIR`](super::DEFAULT_RUN_DIR)). Maps that a dead agent of this name left are used again.
     ///
     /// # Errors
-    /// When the instance already runs, the object is missing, or the kernel refuses something.
+    /// When the instance already runs, the object is missing, a pinned map has another layout, or the kernel refuses
+    /// something.
     pub fn load(pin_root: &Path, run_dir: &Path, instance: &str) -> Result<Self, Error> {
         let object = object().ok_or(Error::NoObject)?;
         let lock = InstanceLock::acquire(run_dir, instance)?;
-        let mut ebpf = load_object(object)?;
-        for name in abi::PROGRAMS {
-            let loaded = match ebpf.program_mut(name) {
-                Some(Program::CgroupSockAddr(program)) => program.load(),
-                Some(Program::SockOps(program)) => program.load(),
-                _ => return Err(Error::Incomplete(name)),
-            };
-            loaded.map_err(|error| refused(name, error))?;
-        }
-        // After the verifier, so that this refusal also says that the programs themselves would do.
+        // Before anything is pinned, and after the verifier: this refusal also says that the programs would do.
         if let Err(lacking) = tells_netns_cookies() {
+            load_programs(&mut load_object(object, None)?)?;
             lock.remove()?;
             return Err(lacking);
         }
-        let handles = Handles::new(Tables::take(&mut ebpf)?);
-        let pins = Pins::create(pin_root, instance)?;
+        let redirect = Self::on(object, pin_root, instance, lock, true)?;
+        redirect.handles.forget_all()?;
+        Ok(redirect)
+    }
+
+    /// As [`load`](Self::load), beside a live agent that has handed its lock over, and with its maps.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn take_over(pin_root: &Path, instance: &str, lock: InstanceLock) -> Result<Self, Error> {
+        let object = object().ok_or(Error::NoObject)?;
+        Self::on(object, pin_root, instance, lock, false)
+    }
+
+    fn on(
+        object: &[u8],
+        pin_root: &Path,
+        instance: &str,
+        lock: InstanceLock,
+        fresh: bool,
+    ) -> Result<Self, Error> {
+        let unlinked = Unlinked {
+            pins: Pins::create(pin_root, instance)?,
+            fresh,
+        };
+        layout::check(object, &unlinked.pins)?;
+        let mut ebpf = load_object(object, Some(&unlinked.pins))?;
+        load_programs(&mut ebpf)?;
         Ok(Self {
+            handles: Handles::new(Tables::take(&mut ebpf)?),
             ebpf,
-            handles,
-            pins,
+            pins: unlinked,
             attached: Vec::new(),
             lock,
         })
+    }
+
+    /// Leaves everything to a successor that has taken it over.
+    pub fn leave(&mut self) {
+        self.pins.fresh = false;
+    }
+
+    /// The lock, for a successor.
+    pub fn lock(&self) -> &InstanceLock {
+        &self.lock
+    }
+
+    /// Whether the kernel half can express a policy. Nothing is put in force.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn check(&self, policy: &KernelPolicy) -> Result<(), Error> {
+        maps::check(policy)
     }
 
     /// Puts the policy in force, also while programs are attached; what the last one had and this one has not
@@ -97,51 +137,71 @@ impl Redirect {
     ///
     /// # Errors
     /// When the policy cannot be expressed, or a map refuses an entry.
-    pub fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
+    pub fn apply(&self, policy: &KernelPolicy) -> Result<(), Error> {
         self.handles.apply(policy)
     }
 
-    /// Captures the connections of every process in `cgroup` and below. Doing it twice changes nothing.
+    /// Captures the connections of every process in `cgroup` and below, and gives the cgroup's id. Doing it twice
+    /// changes nothing.
     ///
-    /// Pins that a dead instance of this name left for the cgroup are replaced one by one after the new links
-    /// are in place, so that no connect() slips through.
+    /// Where links of this instance are pinned for the cgroup, their programs are replaced in place, one by one, so
+    /// that no connect() slips through; a link that is attached no more is replaced by a new one.
     ///
     /// # Errors
-    /// When no policy was applied, the directory is no cgroup v2 directory, or the kernel refuses. Nothing new
+    /// When no policy was ever applied, the directory is no cgroup v2 directory, or the kernel refuses. No new link
     /// stays attached then.
-    pub fn attach(&mut self, cgroup: &Path) -> Result<(), Error> {
+    pub fn attach(&mut self, cgroup: &Path) -> Result<u64, Error> {
         if !self.handles.has_policy() {
             return Err(Error::NoPolicy);
         }
         let directory = File::open(cgroup).map_err(|error| Error::path("opening", cgroup, error))?;
-        let magic = statfs(cgroup).map_err(|error| Error::path("looking at", cgroup, error))?;
+        let magic = fstatfs(&directory).map_err(|error| Error::path("looking at", cgroup, error))?;
         if magic.filesystem_type() != CGROUP2_SUPER_MAGIC {
             return Err(Error::NotCgroup2(cgroup.to_owned()));
         }
-        let id = cgroup_id(cgroup).map_err(|error| Error::path("looking at", cgroup, error))?;
+        // Of the open directory: the path may lead to another one by now.
+        let id = directory.metadata().map(|metadata| metadata.ino());
+        let id = id.map_err(|error| Error::path("looking at", cgroup, error))?;
         if self.attached.iter().any(|attached| attached.cgroup_id == id) {
-            return Ok(());
+            return Ok(id);
         }
+        let pins = &self.pins.pins;
         // What connect depends on goes first, connect last: it must not redirect before the rest can follow.
-        let mut staged = self.pins.stage(id)?;
+        let mut staged = pins.stage(id)?;
         for name in abi::PROGRAMS.into_iter().rev() {
-            let link = attach_program(&mut self.ebpf, name, &directory).map_err(|source| Error::Attach {
+            let failed = |source| Error::Attach {
                 program: name,
                 cgroup: cgroup.to_owned(),
                 source: Box::new(source),
-            })?;
+            };
+            let program = self.ebpf.program(name).ok_or(Error::Incomplete(name))?;
+            if pins.update(id, name, program.fd().map_err(failed)?.as_fd()) {
+                continue;
+            }
+            let link = attach_program(&mut self.ebpf, name, &directory).map_err(failed)?;
             staged.pin(name, link)?;
         }
         staged.commit()?;
+        if self.attached.is_empty() {
+            self.pin_programs()?;
+        }
         // A directory that was removed and made again has another id; the old one's pins are of no more use.
         if let Some(index) = self.attached.iter().position(|old| old.directory == cgroup) {
             let old = self.attached.swap_remove(index);
-            self.pins.remove(old.cgroup_id)?;
+            self.pins.pins.remove(old.cgroup_id)?;
         }
         self.attached.push(Attached {
             directory: cgroup.to_owned(),
             cgroup_id: id,
         });
+        Ok(id)
+    }
+
+    fn pin_programs(&mut self) -> Result<(), Error> {
+        for name in abi::PROGRAMS {
+            let program = self.ebpf.program_mut(name).ok_or(Error::Incomplete(name))?;
+            self.pins.pins.replace(name, |path| program.pin(path))?;
+        }
         Ok(())
     }
 
@@ -151,7 +211,7 @@ impl Redirect {
     /// When a pin cannot be removed.
     pub fn detach(&mut self, cgroup: &Path) -> Result<(), Error> {
         if let Some(index) = self.attached.iter().position(|old| old.directory == cgroup) {
-            self.pins.remove(self.attached[index].cgroup_id)?;
+            self.pins.pins.remove(self.attached[index].cgroup_id)?;
             self.attached.swap_remove(index);
         }
         Ok(())
@@ -165,7 +225,8 @@ impl Redirect {
             .collect()
     }
 
-    /// Removes the pins that dead instances of this name left for cgroups which this one does not attach to.
+    /// Removes the pins that predecessors of this name left for cgroups which this one does not attach to, and all
+    /// those of other versions of the ABI.
     ///
     /// Call it once everything is attached: until then the old programs refuse connections there.
     ///
@@ -173,7 +234,7 @@ impl Redirect {
     /// When a pin cannot be removed.
     pub fn retire_stale(&self) -> Result<Vec<PathBuf>, Error> {
         let live: Vec<u64> = self.attached.iter().map(|attached| attached.cgroup_id).collect();
-        self.pins.remove_others(&live)
+        self.pins.pins.remove_others(&live)
     }
 
     /// Says that the agent is alive; good for five seconds. Call it every second.
@@ -211,16 +272,31 @@ impl Redirect {
     /// # Errors
     /// When a pin or the lock file cannot be removed; `tv-agent cleanup` can try again.
     pub fn release(self) -> Result<(), Error> {
-        self.pins.remove_others(&[])?;
-        self.pins.remove_directory()?;
+        self.pins.pins.remove_all()?;
         self.lock.remove()
+    }
+}
+
+/// Takes the pinned maps away again when nothing was attached that depends on them.
+struct Unlinked {
+    pins: Pins,
+    /// False while another agent depends on them.
+    fresh: bool,
+}
+
+impl Drop for Unlinked {
+    fn drop(&mut self) {
+        if self.fresh {
+            // Best effort: cleanup finds what stays.
+            let _ = self.pins.remove_unless_linked();
+        }
     }
 }
 
 impl std::fmt::Debug for Redirect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Redirect")
-            .field("pins", &self.pins)
+            .field("pins", &self.pins.pins)
             .field("attached", &self.attached())
             .finish_non_exhaustive()
     }
@@ -246,17 +322,37 @@ fn log_enabled() -> bool {
     tracing::enabled!(target: "tv_agent::kernel", tracing::Level::DEBUG)
 }
 
-fn load_object(object: &[u8]) -> Result<Ebpf, Error> {
+/// Loads maps and programs; with `pins`, maps that are pinned there are used, and others pinned.
+fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, Error> {
     let set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
     let set_retval = u8::from(matches!(set_retval, Ok(true)));
     // Frozen read-only data: the verifier knows both values and drops the branches that they rule out, so that
     // logging costs nothing while it is off.
     let log_level = if log_enabled() { LOG_DEBUG } else { LOG_OFF };
-    EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    loader
         .override_global(abi::HAS_SET_RETVAL, &set_retval, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, true)
+        .override_global("AYA_LOG_LEVEL", &log_level, true);
+    if let Some(pins) = pins {
+        for name in abi::MAPS {
+            loader.map_pin_path(name, pins.named(name));
+        }
+    }
+    loader
         .load(object)
         .map_err(|error| Error::Object(Box::new(error)))
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
+    for name in abi::PROGRAMS {
+        let loaded = match ebpf.program_mut(name) {
+            Some(Program::CgroupSockAddr(program)) => program.load(),
+            Some(Program::SockOps(program)) => program.load(),
+            _ => return Err(Error::Incomplete(name)),
+        };
+        loaded.map_err(|error| refused(name, error))?;
+    }
+    Ok(())
 }
 
 /// `aya_log_common::Level` as numbers: 0 is below the most urgent one.

@@ -2,22 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage};
-use ipnet::IpNet;
+use aya::{Ebpf, Pod};
 use nix::time::{ClockId, clock_gettime};
 use tv_ebpf::abi::{self, PORT_WORDS};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
-use super::{AgentDown, Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
+use super::{Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
+
+mod policy;
+
+pub(super) use policy::check;
+use policy::{prefixes, settings};
 
 /// How long one heartbeat is good for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -47,6 +52,8 @@ struct Shared {
     deadline: Mutex<Array<MapData, u64>>,
     netns: Mutex<HashMap<MapData, u64, u32>>,
     counters: PerCpuArray<MapData, u64>,
+    /// A successor writes the maps now.
+    retired: AtomicBool,
 }
 
 struct PolicyMaps {
@@ -55,6 +62,8 @@ struct PolicyMaps {
     bypass: LpmTrie<MapData, [u8; 16], u32>,
     /// What is in `settings`; None before the first policy.
     current: Option<Settings>,
+    /// Of the policy that was found there: generations go on from one agent to the next.
+    generation: u64,
     has_v6_listener: bool,
 }
 
@@ -76,6 +85,8 @@ impl Tables {
 impl Handles {
     pub(super) fn new(tables: Tables) -> Self {
         let policy = PolicyMaps {
+            // All zero where nobody was before us.
+            generation: tables.settings.get(&0, 0).map_or(0, |found| found.generation),
             settings: tables.settings,
             ports: tables.ports,
             bypass: tables.bypass,
@@ -89,18 +100,47 @@ impl Handles {
             deadline: Mutex::new(tables.deadline),
             netns: Mutex::new(tables.netns),
             counters: tables.counters,
+            retired: AtomicBool::new(false),
         };
         Self {
             shared: Arc::new(shared),
         }
     }
 
+    /// Forgets connections and namespaces of a predecessor whose listeners are gone: an entry would else lend its
+    /// identity to whoever comes from the same port.
+    pub(super) fn forget_all(&self) -> Result<(), Error> {
+        empty(&mut lock(&self.shared.tuples), abi::TUPLES)?;
+        empty(&mut lock(&self.shared.netns), abi::NETNS)
+    }
+
+    /// From now on a successor writes policy, deadline and namespaces; this process only takes what it accepted,
+    /// and flags its sockets. When this returns, nothing is being written any more. False takes it back.
+    pub fn retire(&self, retired: bool) {
+        let _writers = (
+            lock(&self.shared.policy),
+            lock(&self.shared.deadline),
+            lock(&self.shared.netns),
+        );
+        self.shared.retired.store(retired, Ordering::Relaxed);
+    }
+
+    /// Whether a successor writes the maps.
+    pub fn is_retired(&self) -> bool {
+        self.shared.retired.load(Ordering::Relaxed)
+    }
+
     pub(super) fn apply(&self, policy: &KernelPolicy) -> Result<(), Error> {
-        lock(&self.shared.policy).apply(policy)
+        let mut maps = lock(&self.shared.policy);
+        if self.is_retired() {
+            return Ok(());
+        }
+        maps.apply(policy)
     }
 
     pub(super) fn has_policy(&self) -> bool {
-        lock(&self.shared.policy).current.is_some()
+        let policy = lock(&self.shared.policy);
+        policy.current.is_some() || policy.generation > 0
     }
 
     /// As [`Redirect::heartbeat`](super::Redirect::heartbeat), for a task of its own.
@@ -127,6 +167,9 @@ impl Handles {
     pub fn set_v6_routable(&self, routable: bool) -> Result<(), Error> {
         let mut policy = lock(&self.shared.policy);
         let mut settings = policy.current.ok_or(Error::NoPolicy)?;
+        if self.is_retired() {
+            return Ok(());
+        }
         settings.flags &= !abi::FLAG_V6_ROUTABLE;
         if routable && policy.has_v6_listener {
             settings.flags |= abi::FLAG_V6_ROUTABLE;
@@ -134,7 +177,7 @@ impl Handles {
         policy.write_settings(settings)
     }
 
-    /// How often each decision was taken since the programs were loaded, by [`Reason::label`].
+    /// How often each decision was taken since the maps were made, by [`Reason::label`].
     ///
     /// A counter that cannot be read is left out.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
@@ -148,8 +191,11 @@ impl Handles {
     }
 
     fn set_deadline(&self, deadline: u64) -> Result<(), Error> {
-        lock(&self.shared.deadline)
-            .set(0, deadline, 0)
+        let mut map = lock(&self.shared.deadline);
+        if self.is_retired() {
+            return Ok(());
+        }
+        map.set(0, deadline, 0)
             .map_err(|error| refused(abi::DEADLINE, error))
     }
 }
@@ -193,14 +239,20 @@ impl OwnSocket for Handles {
 impl NetnsFacts for Handles {
     fn set(&self, netns: NetnsCookie, v6_routable: bool) -> Result<(), Error> {
         let flags = if v6_routable { abi::FLAG_V6_ROUTABLE } else { 0 };
-        lock(&self.shared.netns)
-            .insert(netns.0, flags, 0)
+        let mut map = lock(&self.shared.netns);
+        if self.is_retired() {
+            return Ok(());
+        }
+        map.insert(netns.0, flags, 0)
             .map_err(|error| refused(abi::NETNS, error))
     }
 
     fn forget(&self, netns: NetnsCookie) {
-        // Only one that was never told is not there.
-        let _ = lock(&self.shared.netns).remove(&netns.0);
+        let mut map = lock(&self.shared.netns);
+        if !self.is_retired() {
+            // Only one that was never told is not there.
+            let _ = map.remove(&netns.0);
+        }
     }
 }
 
@@ -213,7 +265,9 @@ impl std::fmt::Debug for Handles {
 impl PolicyMaps {
     /// Settings first and ports last, so that the first policy captures nothing before it is complete.
     fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
-        let generation = self.current.map_or(0, |settings| settings.generation);
+        let generation = self
+            .current
+            .map_or(self.generation, |settings| settings.generation);
         let settings = settings(policy, generation + 1)?;
         let prefixes = prefixes(&policy.bypass)?;
         self.has_v6_listener = settings.port_v6 != 0;
@@ -263,68 +317,19 @@ impl PolicyMaps {
     }
 }
 
-fn settings(policy: &KernelPolicy, generation: u64) -> Result<Settings, Error> {
-    let SocketAddr::V4(v4) = policy.listeners.v4 else {
-        return Err(Error::ListenerFamily(policy.listeners.v4));
-    };
-    let v6 = match policy.listeners.v6 {
-        Some(SocketAddr::V6(v6)) => Some(v6),
-        Some(other) => return Err(Error::ListenerFamily(other)),
-        None => None,
-    };
-    let own_ports = [Some(v4.port()), v6.map(|v6| v6.port())];
-    if let Some(port) = own_ports
-        .into_iter()
-        .flatten()
-        .find(|port| policy.ports.contains(port))
-    {
-        return Err(Error::ListenerCaptured(port));
+fn empty<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, name: &'static str) -> Result<(), Error> {
+    let keys: Vec<K> = map
+        .keys()
+        .collect::<Result<_, _>>()
+        .map_err(|error| refused(name, error))?;
+    for key in keys {
+        match map.remove(&key) {
+            // An LRU map may have dropped it meanwhile.
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(refused(name, error)),
+        }
     }
-    let mut flags = 0;
-    for (on, flag) in [
-        (policy.on_agent_down == AgentDown::Open, abi::FLAG_OPEN),
-        (policy.block_quic, abi::FLAG_BLOCK_QUIC),
-        (policy.v6_routable && v6.is_some(), abi::FLAG_V6_ROUTABLE),
-    ] {
-        flags |= if on { flag } else { 0 };
-    }
-    Ok(Settings {
-        agent_cgroup: policy.agent_cgroup.unwrap_or(0),
-        generation,
-        listener_v6: v6.map_or([0; 4], |v6| abi::words(v6.ip().octets())),
-        listener_v4: u32::from_ne_bytes(v4.ip().octets()),
-        port_v4: v4.port(),
-        port_v6: v6.map_or(0, |v6| v6.port()),
-        flags,
-        padding: 0,
-    })
-}
-
-/// Sixteen-byte prefixes. One that spans ::ffff:0:0/96 (such as ::/0) must not take IPv4 with it.
-fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
-    const MAPPED_BITS: u32 = 96;
-    let mapped = to_mapped(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
-    let mut wanted = BTreeMap::new();
-    for net in bypass {
-        let length = u32::from(net.prefix_len());
-        match net {
-            IpNet::V4(_) => wanted.insert((length + MAPPED_BITS, to_mapped(net.network())), 1),
-            IpNet::V6(v6) => {
-                if length < MAPPED_BITS && v6.contains(&std::net::Ipv6Addr::from(mapped)) {
-                    wanted.entry((MAPPED_BITS, mapped)).or_insert(0);
-                }
-                wanted.insert((length, to_mapped(net.network())), 1)
-            }
-        };
-    }
-    let most = abi::BYPASS_ENTRIES;
-    if wanted.len() > most {
-        return Err(Error::TooManyPrefixes {
-            count: wanted.len(),
-            most,
-        });
-    }
-    Ok(wanted)
+    Ok(())
 }
 
 fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {

@@ -1,15 +1,16 @@
-//! What an instance leaves outside its process: pinned links on bpffs, and the lock that says it is alive.
+//! What an instance leaves on bpffs: its maps, its programs, and a link for each cgroup and program.
 //!
-//! A link is pinned at `<pin root>/v<ABI>/<instance>/<cgroup id>-<program>`.
+//! Below `<pin root>/v<ABI>/<instance>/`, a map and a program are pinned by their names, a link as
+//! `<cgroup id>-<program>`.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use aya::programs::links::FdLink;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tv_ebpf::ABI_VERSION;
@@ -17,15 +18,12 @@ use tv_ebpf::ABI_VERSION;
 use super::Error;
 use crate::sys;
 
-/// Where links are pinned when nothing else is said.
+/// Where everything is pinned when nothing else is said.
 pub const DEFAULT_PIN_ROOT: &str = "/sys/fs/bpf/tv-agent";
-/// Where lock files lie (in `instances/`) when nothing else is said.
-pub const DEFAULT_RUN_DIR: &str = "/run/tv-agent";
 
 const BPFFS: &str = "/sys/fs/bpf";
 /// A pin that is not in force yet. bpffs takes no dots in names.
 const NEW: &str = "-new";
-const INSTANCE_LENGTH: usize = 64;
 
 /// The pins of one instance.
 #[derive(Debug)]
@@ -45,6 +43,42 @@ impl Pins {
             instance: instance.to_owned(),
             directory,
         })
+    }
+
+    /// Where a map or a program is pinned.
+    pub(super) fn named(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Puts a program in the place of the one that the cgroup's pinned link runs. False: there is no such link, or
+    /// it is attached no more (ENOLINK), so a new one has to be [staged](Self::stage).
+    pub(super) fn update(&self, cgroup_id: u64, name: &str, program: BorrowedFd<'_>) -> bool {
+        let path = self.directory.join(format!("{cgroup_id}-{name}"));
+        match sys::update_pinned_link(&path, program) {
+            Ok(()) => true,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::debug!(%error, path = %path.display(), "a link cannot be updated; attaching anew");
+                }
+                false
+            }
+        }
+    }
+
+    /// Pins a program in the place of the one that is pinned under its name.
+    pub(super) fn replace(
+        &self,
+        program: &'static str,
+        pin: impl FnOnce(&Path) -> Result<(), aya::pin::PinError>,
+    ) -> Result<(), Error> {
+        let (path, new) = (self.named(program), self.named(&format!("{program}{NEW}")));
+        remove_file(&new)?;
+        pin(&new).map_err(|source| Error::Pin {
+            program,
+            path: new.clone(),
+            source: Box::new(source),
+        })?;
+        rename(&new, &path)
     }
 
     /// Begins to pin the links of one cgroup; see [`Staged`].
@@ -74,13 +108,14 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes every pin of this instance, of older versions of the ABI too, but those of `live` cgroups.
+    /// Removes the links of cgroups that are not `live`, and all that other versions of the ABI pinned for this
+    /// instance.
     pub(super) fn remove_others(&self, live: &[u64]) -> Result<Vec<PathBuf>, Error> {
         let mut removed = Vec::new();
         for directory in instance_directories(&self.root, &self.instance)? {
             let own = directory == self.directory;
             for (id, path) in entries(&directory)? {
-                if !(own && id.is_some_and(|id| live.contains(&id))) {
+                if !own || id.is_some_and(|id| !live.contains(&id)) {
                     remove_pin(&path)?;
                     removed.push(path);
                 }
@@ -92,7 +127,20 @@ impl Pins {
         Ok(removed)
     }
 
-    pub(super) fn remove_directory(&self) -> Result<(), Error> {
+    /// Removes what is pinned when no link is, and so nothing depends on it.
+    pub(super) fn remove_unless_linked(&self) -> Result<(), Error> {
+        if entries(&self.directory)?.iter().any(|(id, _)| id.is_some()) {
+            return Ok(());
+        }
+        self.remove_all()
+    }
+
+    /// Removes every pin of this instance: links first, while the maps that they depend on are there.
+    pub(super) fn remove_all(&self) -> Result<(), Error> {
+        self.remove_others(&[])?;
+        for (_, path) in entries(&self.directory)? {
+            remove_pin(&path)?;
+        }
         remove_empty(&self.directory)?;
         // The version's directory and the root may hold other instances; they stay then.
         for parent in self.directory.ancestors().skip(1).take(2) {
@@ -151,71 +199,6 @@ impl Drop for Staged {
     }
 }
 
-/// Held while an instance lives. The kernel lets go of it with the process, however it ends.
-#[derive(Debug)]
-pub(super) struct InstanceLock {
-    path: PathBuf,
-    _file: Flock<File>,
-}
-
-impl InstanceLock {
-    pub(super) fn acquire(run_dir: &Path, instance: &str) -> Result<Self, Error> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if instance.is_empty() || instance.len() > INSTANCE_LENGTH || !instance.chars().all(allowed) {
-            return Err(Error::InstanceName(instance.to_owned()));
-        }
-        let directory = lock_directory(run_dir);
-        private_directory(&directory)?;
-        let path = directory.join(format!("{instance}.lock"));
-        loop {
-            let failed = |error: io::Error| Error::path("locking", &path, error);
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(failed)?;
-            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => file,
-                Err((file, Errno::EWOULDBLOCK)) => return Err(live(instance, file)),
-                Err((_, error)) => return Err(failed(error.into())),
-            };
-            // The last owner may have removed the file between our open and our lock.
-            let locked = file.metadata().map_err(failed)?.ino();
-            if fs::metadata(&path).is_ok_and(|present| present.ino() == locked) {
-                file.set_len(0).map_err(failed)?;
-                writeln!(file, "{}", std::process::id()).map_err(failed)?;
-                return Ok(Self { path, _file: file });
-            }
-        }
-    }
-
-    /// Removes the file while it is still locked, so that nobody locks a file without a name.
-    pub(super) fn remove(self) -> Result<(), Error> {
-        remove_file(&self.path)
-    }
-}
-
-fn live(instance: &str, mut file: File) -> Error {
-    let mut pid = String::new();
-    let read = file.read_to_string(&mut pid);
-    let pid = pid.trim();
-    Error::InstanceLive {
-        instance: instance.to_owned(),
-        pid: if read.is_err() || pid.is_empty() {
-            "?".into()
-        } else {
-            pid.to_owned()
-        },
-    }
-}
-
-pub(super) fn lock_directory(run_dir: &Path) -> PathBuf {
-    run_dir.join("instances")
-}
-
 /// `<root>/v<any>/<instance>`, as far as they exist.
 pub(super) fn instance_directories(root: &Path, instance: &str) -> Result<Vec<PathBuf>, Error> {
     let versions = list(root)?;
@@ -223,7 +206,18 @@ pub(super) fn instance_directories(root: &Path, instance: &str) -> Result<Vec<Pa
     Ok(directories.filter(|directory| directory.is_dir()).collect())
 }
 
-/// The pins of a directory, with the cgroup id that each one's name begins with.
+/// What is pinned under this name: `link`, `map` or `program`.
+pub(super) fn kind(id: Option<u64>, path: &Path) -> &'static str {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match id {
+        Some(_) => "link",
+        // Other versions may have other maps; the names of all begin so.
+        None if name.is_some_and(|name| name.starts_with("TV_")) => "map",
+        None => "program",
+    }
+}
+
+/// The pins of a directory; a link with the id of its cgroup, with which its name begins.
 pub(super) fn entries(directory: &Path) -> Result<Vec<(Option<u64>, PathBuf)>, Error> {
     let id = |path: &PathBuf| path.file_name()?.to_str()?.split('-').next()?.parse().ok();
     Ok(list(directory)?
@@ -242,7 +236,7 @@ pub(super) fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-/// Detaches a link and removes its pin: when this returns, its program runs no more.
+/// Removes a pin. A link is detached first: when this returns, its program runs no more.
 pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
     detach(path);
     remove_file(path)
@@ -253,7 +247,7 @@ fn detach(pin: &Path) {
     let _ = sys::detach_pinned_link(pin);
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::path("removing", path, error)),
         _ => Ok(()),
@@ -279,7 +273,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     fs::rename(from, to).map_err(|error| Error::path("renaming", from, error))
 }
 
-fn private_directory(directory: &Path) -> Result<(), Error> {
+pub(super) fn private_directory(directory: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -321,34 +315,6 @@ mod tests {
     impl Drop for Scratch {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    #[test]
-    fn one_live_instance_per_name() {
-        let run = Scratch::new("lock");
-        let first = InstanceLock::acquire(&run.0, "a").unwrap();
-        let error = InstanceLock::acquire(&run.0, "a").unwrap_err();
-        let pid = std::process::id().to_string();
-        assert!(
-            matches!(&error, Error::InstanceLive { pid: live, .. } if *live == pid),
-            "{error}"
-        );
-        assert!(error.to_string().contains(&pid), "{error}");
-        InstanceLock::acquire(&run.0, "b").unwrap();
-        // A dead one's file stays, and does not matter.
-        drop(first);
-        assert!(lock_directory(&run.0).join("a.lock").exists());
-        InstanceLock::acquire(&run.0, "a").unwrap().remove().unwrap();
-        assert!(!lock_directory(&run.0).join("a.lock").exists());
-    }
-
-    #[test]
-    fn names_that_are_paths_are_refused() {
-        let run = Scratch::new("names");
-        for bad in ["", "..", "a/b", "a.b", "ä", &"a".repeat(65)] {
-            let error = InstanceLock::acquire(&run.0, bad).unwrap_err();
-            assert!(matches!(error, Error::InstanceName(_)), "{bad}: {error}");
         }
     }
 

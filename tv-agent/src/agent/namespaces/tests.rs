@@ -3,6 +3,8 @@
 use super::*;
 use crate::addr::NetnsCookie;
 use crate::dial::Unflagged;
+use crate::redirect;
+use tokio::sync::oneshot;
 
 struct NoFacts;
 
@@ -46,13 +48,14 @@ fn found(inos: &[u64], process: i32) -> Arc<Found> {
 async fn after(limit: usize, looks: Vec<Arc<Found>>) -> String {
     let metrics = Metrics::new();
     let (sender, receiver) = watch::channel(Arc::default());
-    let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(namespaces(limit, &metrics).run(receiver, stopped));
+    let (phase, watched) = watch::channel(Phase::Serving);
+    let (_orders, ordered) = mpsc::channel(1);
+    let task = tokio::spawn(namespaces(limit, &metrics).run(Vec::new(), receiver, ordered, watched));
     for look in looks {
         sender.send(look).unwrap();
         tokio::time::sleep(Duration::from_millis(400)).await;
     }
-    stop.send(true).unwrap();
+    phase.send(Phase::Ending).unwrap();
     task.await.unwrap();
     metrics.render()
 }
@@ -84,6 +87,32 @@ async fn what_cannot_be_seen_is_told_once() {
         let line = format!("tv_agent_network_namespace_failures_total{{reason=\"{reason}\"}} 1");
         assert!(text.contains(&line), "{text}");
     }
+}
+
+#[tokio::test]
+async fn while_another_takes_over_nothing_new_is_served() {
+    let metrics = Metrics::new();
+    let (sender, receiver) = watch::channel(Arc::default());
+    let (phase, watched) = watch::channel(Phase::Serving);
+    let (orders, ordered) = mpsc::channel(1);
+    let task = tokio::spawn(namespaces(0, &metrics).run(Vec::new(), receiver, ordered, watched));
+    let (reply, rooms) = oneshot::channel();
+    assert!(orders.send(Order::Freeze(reply)).await.is_ok());
+    assert!(rooms.await.unwrap().is_empty());
+    // It would be refused as one too many, were it looked at.
+    let told = || metrics.render().contains("failures_total{");
+    for thawed in [false, true] {
+        if thawed {
+            assert!(orders.send(Order::Thaw).await.is_ok());
+        }
+        for _ in 0..4 {
+            sender.send(found(&[1], i32::MAX)).unwrap();
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        assert_eq!(told(), thawed);
+    }
+    phase.send(Phase::HandedOver).unwrap();
+    task.await.unwrap();
 }
 
 #[test]

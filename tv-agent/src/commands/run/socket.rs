@@ -1,25 +1,27 @@
 //! The daemon's admin socket: what it says of itself.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+
 use crate::agent::Agent;
-use crate::control::{Control, Error, Status};
+use crate::control::{Control, Status};
 use crate::metrics::Metrics;
 use crate::redirect::{self, Handles};
 use crate::workload::Workloads;
 
-/// Serves the socket at `path` for as long as the process lives.
-pub(super) async fn serve(
-    path: &Path,
+/// Serves `listener` until the returned task is aborted.
+pub(super) fn serve(
+    listener: UnixListener,
     agent: &Agent,
-    handles: Arc<Handles>,
+    handles: Handles,
     workloads: Arc<Workloads>,
     metrics: Metrics,
     ready: Arc<AtomicBool>,
-) -> Result<(), Error> {
+) -> JoinHandle<()> {
     let started = Instant::now();
     let (listeners, current, tokens) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
     let cached = tokens.clone();
@@ -53,6 +55,5 @@ pub(super) async fn serve(
         flows: agent.flows().clone(),
         tokens,
     };
-    // The task ends with the runtime.
-    control.serve(path).await.map(drop)
+    control.serve_on(listener)
 }

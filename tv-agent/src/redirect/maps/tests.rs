@@ -1,7 +1,10 @@
 //! The policy as the maps hold it.
 
 use super::*;
+use crate::redirect::AgentDown;
 use crate::redirect::Listeners;
+use ipnet::IpNet;
+use std::net::IpAddr;
 
 fn policy() -> KernelPolicy {
     KernelPolicy {
