@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -122,6 +123,8 @@ impl Agent {
                 .map(|(v6, wanted)| address(v6, wanted))
                 .transpose()?,
         };
+        let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
+        let room = limits::connections(open_files);
         let tokens = Tokens::new(metrics.clone());
         let flows = Flows::new();
         let (stop, stopped) = watch::channel(false);
@@ -148,13 +151,13 @@ impl Agent {
                 bytes: limits::HELLO_BYTES,
                 time: limits::HELLO_TIME,
             },
-            places: Places::new(limits::CONNECTIONS_PER_WORKLOAD),
+            places: Places::new(room / limits::SHARE_OF_WORKLOAD),
             metrics: metrics.clone(),
             stop: stopped.clone(),
         });
         let server = Server {
             connections,
-            limit: Arc::new(Semaphore::new(limits::CONNECTIONS)),
+            limit: Arc::new(Semaphore::new(room)),
         };
         let mut loops = Vec::new();
         for listener in std::iter::once(v4).chain(v6) {
