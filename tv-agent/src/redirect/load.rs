@@ -18,6 +18,10 @@ use super::pins::{InstanceLock, Pins};
 use super::probe::tells_netns_cookies;
 use super::{Error, KernelPolicy};
 
+mod usage;
+
+pub use usage::{Usage, count_usage};
+
 #[cfg(tv_object)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tv-ebpf.o"));
 
@@ -65,7 +69,19 @@ impl Redirect {
     /// # Errors
     /// When the instance already runs, the object is missing, or the kernel refuses something.
     pub fn load(pin_root: &Path, run_dir: &Path, instance: &str) -> Result<Self, Error> {
-        let object = object().ok_or(Error::NoObject)?;
+        Self::load_object(object().ok_or(Error::NoObject)?, pin_root, run_dir, instance)
+    }
+
+    /// As [`load`](Self::load), with an object (ELF, aligned to 8 bytes) that is not this binary's own.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_object(
+        object: &[u8],
+        pin_root: &Path,
+        run_dir: &Path,
+        instance: &str,
+    ) -> Result<Self, Error> {
         let lock = InstanceLock::acquire(run_dir, instance)?;
         let mut ebpf = load_object(object)?;
         for name in abi::PROGRAMS {
