@@ -3,6 +3,7 @@
 //! Two parts. The kernel's own account of each program (time and runs), and the time of connect() as the caller sees
 //! it. Connections go over loopback in namespaces of our own; the caller is this program once more (`worker`), inside
 //! a cgroup. Nobody accepts while connect() is measured: the kernel finishes handshakes by itself.
+#![expect(clippy::print_stdout, reason = "tables are what it is for")]
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
