@@ -7,6 +7,7 @@ mod control;
 mod daemon;
 mod exec;
 mod failures;
+mod faults;
 mod leftovers;
 mod load;
 mod pods;

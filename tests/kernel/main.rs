@@ -2,6 +2,7 @@
 //! (`tv-probe`) inside the cgroup and a small agent that only accepts and looks origins up.
 
 mod counters;
+mod faults;
 mod floor;
 mod kernel_log;
 mod lifecycle;

@@ -93,6 +93,18 @@ impl Probe {
             .map(|answer| connected(&answer))
     }
 
+    /// Up to `count` connects one after the other, each closed by a reset, for ten seconds at most; with `from`, from
+    /// consecutive ports on. How many were connected, and how many failed.
+    pub fn flood(&mut self, to: &str, count: u16, from: Option<SocketAddr>) -> (u32, u32) {
+        let from = from.map_or_else(String::new, |from| format!("bind={from}"));
+        let answer = self.ask(&format!("flood {to} {count} {from}")).expect("a flood");
+        let (connected, failed) = answer.split_once(' ').expect("two numbers");
+        (
+            connected.parse().expect("a number"),
+            failed.parse().expect("a number"),
+        )
+    }
+
     /// connect() of a UDP socket.
     ///
     /// # Errors

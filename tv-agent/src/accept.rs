@@ -105,6 +105,7 @@ pub async fn run<F, S>(
     F: Future<Output = ()> + Send + 'static,
 {
     let mut open = JoinSet::new();
+    let mut failing = false;
     loop {
         let permit = tokio::select! {
             permit = limit.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
@@ -118,6 +119,7 @@ pub async fn run<F, S>(
         };
         match accepted {
             Ok((stream, peer)) => {
+                failing = false;
                 let connection = serve(stream, PeerAddr(peer), listener.netns);
                 open.spawn(async move {
                     connection.await;
@@ -125,8 +127,10 @@ pub async fn run<F, S>(
                 });
             }
             Err(error) => {
-                // EMFILE and the like: wait for somebody to finish instead of spinning.
-                tracing::error!(%error, "cannot accept connections; trying again");
+                // EMFILE and the like: wait for somebody to finish instead of spinning. Told once.
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(%error, "cannot accept connections; trying again");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -143,6 +144,8 @@ impl Agent {
                 .map(|(v6, wanted)| address(v6, wanted))
                 .transpose()?,
         };
+        let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
+        let room = limits::connections(open_files);
         let tokens = Tokens::new(metrics.clone());
         let flows = Flows::new();
         let (phase, watched) = watch::channel(Phase::Serving);
@@ -171,13 +174,13 @@ impl Agent {
                 bytes: limits::HELLO_BYTES,
                 time: limits::HELLO_TIME,
             },
-            places: Places::new(limits::CONNECTIONS_PER_WORKLOAD),
+            places: Places::new(room / limits::SHARE_OF_WORKLOAD),
             metrics: metrics.clone(),
             phase: watched.clone(),
         });
         let server = Server {
             connections,
-            limit: Arc::new(Semaphore::new(limits::CONNECTIONS)),
+            limit: Arc::new(Semaphore::new(room)),
             drain,
         };
         let mut loops = Vec::new();

@@ -82,23 +82,41 @@ pub enum KernelHalf {
         remedy: String,
         source: redirect::Error,
     },
+    #[error("this machine lacks {missing}; {remedy}")]
+    Machine {
+        missing: String,
+        remedy: String,
+        source: redirect::Error,
+    },
     #[error(transparent)]
     Redirect(#[from] redirect::Error),
 }
 
-/// Loads it. Of all that may then fail for want of privileges, the want itself is named.
+/// Loads it. When that fails and preflight finds something missing, that is named: privileges first, for without them
+/// nothing else can be asked for.
 fn kernel_half(instance: &str) -> Result<Redirect, KernelHalf> {
     explained(Redirect::load(Path::new(PIN_ROOT), Path::new(RUN_DIR), instance))
 }
 
 fn explained(loaded: Result<Redirect, redirect::Error>) -> Result<Redirect, KernelHalf> {
     loaded.map_err(|source| {
-        let wanting = redirect::probe()
-            .into_iter()
-            .find(|finding| finding.name == "capabilities" && !finding.ok);
-        match wanting {
-            Some(finding) => KernelHalf::Privileges {
+        if matches!(
+            source,
+            redirect::Error::InstanceLive { .. } | redirect::Error::NoObject
+        ) {
+            return KernelHalf::Redirect(source);
+        }
+        let mut wanting = redirect::probe();
+        wanting.retain(|finding| !finding.ok);
+        wanting.sort_by_key(|finding| finding.name != "capabilities");
+        match wanting.into_iter().next() {
+            Some(finding) if finding.name == "capabilities" => KernelHalf::Privileges {
                 missing: finding.detail,
+                remedy: finding.remedy.unwrap_or_default(),
+                source,
+            },
+            Some(finding) => KernelHalf::Machine {
+                missing: format!("{} ({})", finding.name, finding.detail),
                 remedy: finding.remedy.unwrap_or_default(),
                 source,
             },

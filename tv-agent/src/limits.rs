@@ -53,10 +53,11 @@ pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 /// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
 pub const TRUST_ENTRIES: usize = 8192;
-/// Connections served at once; further ones wait in the listen queue.
+/// Connections served at once, where there are descriptors for them; further ones wait in the listen queue.
 pub const CONNECTIONS: usize = 8192;
-/// Connections of one workload (cgroup) served at once; further ones are reset, so that the others get theirs.
-pub const CONNECTIONS_PER_WORKLOAD: usize = 2048;
+/// Of all connections served at once, one workload (cgroup) may have a part in so many; further ones are reset, so
+/// that the others get theirs.
+pub const SHARE_OF_WORKLOAD: usize = 4;
 /// Streams of one HTTP/2 client connection.
 pub const H2_STREAMS: u32 = 256;
 /// Flow-control window of one HTTP/2 stream, bytes: what one slow reader can make us hold.
@@ -90,3 +91,37 @@ pub const HANDOVER_ANSWER_TIME: Duration = Duration::from_secs(5);
 pub const HANDOVER_READY_TIME: Duration = Duration::from_secs(60);
 /// Longest message of a hand-over, bytes.
 pub const HANDOVER_BYTES: usize = 64 * 1024;
+
+/// How many connections can be served with as many descriptors as `open_files`: each takes two, and some are kept back
+/// for listeners, programs, the vault and kept upstream connections. At least [`SHARE_OF_WORKLOAD`].
+pub const fn connections(open_files: u64) -> usize {
+    const KEPT_BACK: u64 = 128;
+    let rest = open_files.saturating_sub(KEPT_BACK + open_files / 8) / 2;
+    if rest >= CONNECTIONS as u64 {
+        CONNECTIONS
+    } else if rest <= SHARE_OF_WORKLOAD as u64 {
+        SHARE_OF_WORKLOAD
+    } else {
+        rest as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_the_descriptors() {
+        assert_eq!(connections(20_000), CONNECTIONS);
+        assert_eq!(connections(u64::MAX), CONNECTIONS);
+        assert_eq!(connections(1024), 384);
+        assert_eq!(connections(256), 48);
+        assert_eq!(connections(0), SHARE_OF_WORKLOAD);
+        for open_files in [300, 1024, 4096, 20_000, 1 << 20] {
+            assert!(
+                2 * connections(open_files) as u64 + 128 <= open_files,
+                "{open_files}"
+            );
+        }
+    }
+}

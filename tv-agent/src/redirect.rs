@@ -19,7 +19,7 @@ mod probe;
 
 pub use cgroup::{cgroup_id, cgroup2_mount};
 pub use cleanup::{Removed, cleanup, exec_cgroup_name};
-pub use load::{KernelLog, Redirect, object, object_sha256};
+pub use load::{KernelLog, Redirect, Usage, count_usage, object, object_sha256};
 pub use lock::{DEFAULT_RUN_DIR, InstanceLock, instance_process};
 pub use maps::Handles;
 pub use pins::DEFAULT_PIN_ROOT;
@@ -109,6 +109,8 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    #[error("{0} cannot be made: its file system is mounted read-only; remount it with: mount -o remount,rw")]
+    ReadOnly(PathBuf),
     #[error("{0} is not on a BPF file system; mount one: mount -t bpf bpf {0}")]
     NotBpffs(PathBuf),
     #[error("{0} is not a cgroup v2 directory; name one below the cgroup v2 mount")]

@@ -156,6 +156,52 @@ pub fn receive_with_descriptors(socket: BorrowedFd<'_>, most: usize) -> io::Resu
     Ok((bytes, descriptors))
 }
 
+/// Whether the kernel takes a program of this type for this hook (`enum bpf_prog_type`, `enum bpf_attach_type`):
+/// loads `return 1` and lets go of it. aya 0.14 asks for types only.
+///
+/// # Errors
+/// EINVAL: it knows no such type or hook. EPERM: we may not ask.
+pub fn takes_program(program_type: u32, hook: u32) -> io::Result<()> {
+    const BPF_PROG_LOAD: libc::c_int = 5;
+    /// `r0 = 1; exit`.
+    static INSTRUCTIONS: [u64; 2] = [
+        u64::from_ne_bytes([0xb7, 0, 0, 0, 1, 0, 0, 0]),
+        u64::from_ne_bytes([0x95, 0, 0, 0, 0, 0, 0, 0]),
+    ];
+    /// The members of `union bpf_attr` that BPF_PROG_LOAD reads, up to the hook.
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgLoad {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+    }
+    let load = ProgLoad {
+        prog_type: program_type,
+        insn_cnt: 2,
+        insns: INSTRUCTIONS.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        expected_attach_type: hook,
+        ..ProgLoad::default()
+    };
+    // SAFETY: `load` lives across the call and is as long as is said; what it points to is static.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of_val(&load)) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
+    let fd = fd.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,5 +254,13 @@ mod tests {
         }
         drop(a);
         assert!(receive_with_descriptors(b.as_fd(), 16).unwrap().0.is_empty());
+    }
+
+    /// Root or not: a hook that no kernel has is never taken. That real ones are is shown by the kernel tests.
+    #[test]
+    fn a_hook_that_does_not_exist_is_not_taken() {
+        const SOCK_ADDR: u32 = 18;
+        assert!(takes_program(SOCK_ADDR, 0xffff).is_err());
+        assert!(takes_program(u32::MAX, 0).is_err());
     }
 }

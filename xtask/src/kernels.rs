@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, process, root, setup, target};
+use crate::{Failed, Outcome, build, process, root, setup, target};
 
 mod debian;
 mod guest;
@@ -65,7 +65,7 @@ pub fn run(names: &[String]) -> Outcome {
     boot(&wanted, &tools, !names.is_empty())
 }
 
-/// Runs on one kernel besides the machine's own: what `cargo xtask ci` includes.
+/// Runs on one kernel besides the machine's own: the layer `kernels` of `cargo xtask test`.
 ///
 /// Skipped where qemu or the kernel cannot be had, as tests are, unless CI is `true`.
 pub fn smoke() -> Outcome {
@@ -97,16 +97,29 @@ fn boot(wanted: &[&Kernel], tools: &Tools, must: bool) -> Outcome {
         };
         eprintln!("{}: booting {}", kernel.name, image.release);
         let log = directory(kernel).join("boot.log");
-        let report = guest::run(&image, &tests, kernel.filter, tools, &log)?;
+        let mut boots = 1;
+        let mut report = guest::run(&image, &tests, kernel.filter, tools, &log)?;
+        while report.again(boots) {
+            eprintln!(
+                "{}: the guest ended before its tests did; its last lines:\n{}\nbooting once more",
+                kernel.name,
+                report.last_lines(SHOWN)
+            );
+            boots += 1;
+            report = guest::run(&image, &tests, kernel.filter, tools, &log)?;
+        }
         if !report.passed() {
             failed += 1;
             eprintln!("{}\nall of it: {}", report.last_lines(SHOWN), log.display());
         }
         let seconds = began.elapsed().as_secs_f64();
-        let only = match kernel.filter {
+        let mut only = match kernel.filter {
             "" => String::new(),
             filter => format!(" (only {filter})"),
         };
+        if boots > 1 {
+            only.push_str(&format!(" ({boots} boots)"));
+        }
         lines.push(format!(
             "{:<7} {:<26} {report}, {seconds:>3.0} s{only}",
             kernel.name, image.release
@@ -144,7 +157,7 @@ struct Tools {
     ip: PathBuf,
 }
 
-const PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "iproute2", "xz-utils"];
+pub const PACKAGES: [&str; 4] = ["qemu-system-x86", "busybox-static", "iproute2", "xz-utils"];
 
 fn tools() -> Result<Tools, Failed> {
     if env::consts::ARCH != "x86_64" {
@@ -165,27 +178,23 @@ fn tools() -> Result<Tools, Failed> {
     })
 }
 
+/// Whether the programs that the matrix needs are there.
+pub fn has_tools() -> bool {
+    env::consts::ARCH != "x86_64" || find_tools().is_some()
+}
+
 fn find_tools() -> Option<Tools> {
-    on_path("xz")?;
-    let busybox = on_path("busybox")?;
+    process::on_path("xz")?;
+    let busybox = process::on_path("busybox")?;
     // The plain package links to a C library that the guest may not have.
     process::output(Command::new("ldd").arg(&busybox))
         .is_none()
         .then_some(())?;
     Some(Tools {
-        qemu: on_path("qemu-system-x86_64")?,
+        qemu: process::on_path("qemu-system-x86_64")?,
         busybox,
-        ip: on_path("ip")?,
+        ip: process::on_path("ip")?,
     })
-}
-
-fn on_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path)
-        .chain(more)
-        .map(|directory| directory.join(program))
-        .find(|file| file.is_file())
 }
 
 /// The programs that run inside, as cargo built them; their libraries come from this machine.
@@ -193,6 +202,8 @@ struct Tests {
     kernel: PathBuf,
     /// The tests were compiled with this path, so that is where it lies in the guest.
     probe: PathBuf,
+    /// The kernel half as the dev profile compiles it.
+    checked: PathBuf,
 }
 
 fn build_tests() -> Result<Tests, Failed> {
@@ -220,6 +231,7 @@ fn build_tests() -> Result<Tests, Failed> {
     Ok(Tests {
         kernel: executable("kernel")?,
         probe: executable("tv-probe")?,
+        checked: build::checked_kernel_half()?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The project's own tasks: `cargo xtask COMMAND`. Dispatch only; one file per command.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -31,7 +32,7 @@ impl fmt::Display for Failed {
 type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
 const COMMANDS: &[Command] = &[
-    ("setup", "install what the kernel half's build needs", setup::run),
+    ("setup", "install what the build and the tests need", setup::run),
     (
         "build",
         "[--release] build the kernel half, then the agent",
@@ -42,10 +43,11 @@ const COMMANDS: &[Command] = &[
         "build, then play the whole path with real clients",
         demo::run,
     ),
+    ("bench", "hooks: measurements, optimised, as tables", bench::run),
     ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",
-        "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel and e2e tests; on other kernels",
+        "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel, e2e and kernels (6.1 in qemu)",
         test::run,
     ),
     (

@@ -1,6 +1,8 @@
 //! Child processes: run, fail with their command line, and free of what `cargo run` put into our environment.
 
+use std::env;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::{Failed, Outcome};
@@ -27,7 +29,7 @@ pub fn output(command: &mut Command) -> Option<String> {
 
 /// Removes what belongs to the cargo and the toolchain that run us, which may not be the ones to be run.
 pub fn clear_cargo(command: &mut Command) -> &mut Command {
-    for (name, _) in std::env::vars_os().filter(|(name, _)| belongs_to_cargo(name)) {
+    for (name, _) in env::vars_os().filter(|(name, _)| belongs_to_cargo(name)) {
         command.env_remove(name);
     }
     command
@@ -52,6 +54,16 @@ fn belongs_to_cargo(name: &OsString) -> bool {
         || name.starts_with("RUSTFLAGS")
         || name.starts_with("RUSTDOC")
         || removed.contains(&name.as_ref())
+}
+
+/// The file of a program, on PATH or where Debian keeps those for administrators.
+pub fn on_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path)
+        .chain(more)
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
 }
 
 /// As one would type it.

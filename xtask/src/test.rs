@@ -1,4 +1,5 @@
-//! `cargo xtask test`: host tests, flow tests, kernel tests and e2e tests, in this order.
+//! `cargo xtask test`: host tests, flow tests, kernel tests and e2e tests, in this order, and the kernel tests once more
+//! on an older kernel.
 
 use std::process::Command;
 use std::time::Instant;
@@ -36,10 +37,12 @@ const LAYERS: &[Layer] = &[
     ),
 ];
 
+/// The layer that is no cargo test of this machine, and goes last.
+const OTHER_KERNELS: (&str, &str) = ("kernels", "the kernel tests on Linux 6.1, in qemu");
 const KERNELS: &str = "--kernels";
 
 /// Runs all layers, or those that are named; with `--kernels`, the kernel layer on other kernels, all or those that
-/// are named. (`cargo xtask ci` runs both.)
+/// are named.
 pub fn run(arguments: &[String]) -> Outcome {
     let mut parts = arguments.splitn(2, |argument| argument == KERNELS);
     let (named, versions) = (parts.next().unwrap_or_default(), parts.next());
@@ -56,11 +59,12 @@ pub fn run(arguments: &[String]) -> Outcome {
 }
 
 fn layers(arguments: &[String]) -> Outcome {
-    if let Some(unknown) = arguments
+    let known: Vec<&str> = LAYERS
         .iter()
-        .find(|a| LAYERS.iter().all(|(name, ..)| name != a))
-    {
-        let known: Vec<&str> = LAYERS.iter().map(|(name, ..)| *name).collect();
+        .map(|(name, ..)| *name)
+        .chain([OTHER_KERNELS.0])
+        .collect();
+    if let Some(unknown) = arguments.iter().find(|layer| !known.contains(&layer.as_str())) {
         return Err(Failed(format!(
             "`{unknown}` is no layer; there are: {}",
             known.join(", ")
@@ -69,13 +73,22 @@ fn layers(arguments: &[String]) -> Outcome {
     // The kernel half first: the agent embeds it, and the layers from `kernel` on load it.
     build::run(&[])?;
     let mut times = Vec::new();
-    for (name, what, tests) in LAYERS {
-        if !arguments.is_empty() && !arguments.iter().any(|wanted| wanted == name) {
-            continue;
-        }
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|wanted| wanted == name);
+    for (name, what, tests) in LAYERS.iter().filter(|(name, ..)| wanted(name)) {
         eprintln!("\n== {name}: {what}");
         let began = Instant::now();
-        process::run(&mut cargo_test(tests))?;
+        let mut tests = cargo_test(tests);
+        if *name == "kernel" {
+            tests.env("TV_CHECKED_OBJECT", build::checked_kernel_half()?);
+        }
+        process::run(&mut tests)?;
+        times.push(format!("{name} {:.0} s", began.elapsed().as_secs_f64()));
+    }
+    let (name, what) = OTHER_KERNELS;
+    if wanted(name) {
+        eprintln!("\n== {name}: {what}");
+        let began = Instant::now();
+        kernels::smoke()?;
         times.push(format!("{name} {:.0} s", began.elapsed().as_secs_f64()));
     }
     eprintln!("\nall passed: {}", times.join(", "));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Failed, Outcome, root};
 
+mod faults;
 mod layers;
 
 /// Lines of a file before its tests.
@@ -117,6 +118,7 @@ pub fn check(root: &Path) -> Vec<Finding> {
         }
     }
     findings.extend(layers::check(root));
+    findings.extend(faults::check(root));
     for document in [
         "README.md",
         "ARCHITECTURE.md",

@@ -5,13 +5,15 @@
 //!   `device=NAME`, `nonblocking`, `brief` (closed at once), `fastopen=connect|sendto` (sends `early` with the SYN)
 //! - `socket` (IPv4) → `ok ID FD`; `connect ID ADDRESS` → `ok ID PEER LOCAL`
 //! - `again ID ADDRESS` disconnects (AF_UNSPEC) and connects elsewhere
+//! - `flood ADDRESS COUNT [bind=ADDRESS]`: as many connects, one after the other, each closed by a reset, for at most
+//!   ten seconds; bound, from consecutive ports on → `ok CONNECTED FAILED`
 //! - `udp-connect ADDRESS [mapped]`, `udp-send ADDRESS [mapped]` → `ok -`
 //! - `uid N` → `ok -`
 
 use std::io::{self, BufRead as _, Write as _};
 use std::net::{SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
@@ -19,6 +21,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 /// A connect() that nobody answers ends after this, with EINPROGRESS.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// A flood ends after this.
+const FLOOD: Duration = Duration::from_secs(10);
 const MSG_FASTOPEN: i32 = 0x2000_0000;
 
 fn main() -> io::Result<()> {
@@ -64,6 +68,10 @@ fn obey(line: &str, sockets: &mut Vec<Socket>) -> io::Result<String> {
             tv_tests::sys::disconnect(sockets[id].as_fd())?;
             sockets[id].connect(&SockAddr::from(address(argument(1))))?;
             describe(id, sockets)
+        }
+        "flood" => {
+            let count = argument(1).parse().expect("a count");
+            flood(address(argument(0)), count, arguments.get(2).copied())
         }
         "udp-connect" => {
             let (socket, to) = udp(address(argument(0)), &arguments[1..])?;
@@ -126,6 +134,33 @@ fn tcp(to: SocketAddr, options: &[&str]) -> io::Result<Socket> {
         None => socket.connect(&to.into())?,
     }
     Ok(socket)
+}
+
+fn flood(to: SocketAddr, count: u16, option: Option<&str>) -> io::Result<String> {
+    let until = Instant::now() + FLOOD;
+    let from = option
+        .and_then(|option| option.strip_prefix("bind="))
+        .map(address);
+    let (mut connected, mut failed) = (0u32, 0u32);
+    for number in 0..count {
+        if Instant::now() >= until {
+            break;
+        }
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        // A full listen queue makes the kernel try again after one second, then two, then four.
+        socket.set_write_timeout(Some(FLOOD))?;
+        socket.set_linger(Some(Duration::ZERO))?;
+        if let Some(mut from) = from {
+            from.set_port(from.port() + number);
+            socket.set_reuse_address(true)?;
+            socket.bind(&from.into())?;
+        }
+        match socket.connect(&to.into()) {
+            Ok(()) => connected += 1,
+            Err(_) => failed += 1,
+        }
+    }
+    Ok(format!("{connected} {failed}"))
 }
 
 fn udp(to: SocketAddr, options: &[&str]) -> io::Result<(Socket, SocketAddr)> {

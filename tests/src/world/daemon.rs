@@ -23,6 +23,8 @@ pub struct Daemon<'w> {
     world: &'w World,
     running: Running,
     config: PathBuf,
+    /// Words before the agent's own, of a program that becomes the agent.
+    wrapper: Vec<String>,
     metrics: SocketAddr,
     // After the agent: it lets go of the cgroup first.
     cgroup: TestCgroup,
@@ -34,7 +36,15 @@ impl World {
     ///
     /// # Errors
     /// When it ends or is not ready in time; the error holds what it said.
-    pub fn daemon(&self, name: &str, mut config: Value) -> io::Result<Daemon<'_>> {
+    pub fn daemon(&self, name: &str, config: Value) -> io::Result<Daemon<'_>> {
+        self.daemon_under(&[], name, config)
+    }
+
+    /// As [`World::daemon`], started by `wrapper`, a command line that is followed by the agent's and executes it.
+    ///
+    /// # Errors
+    /// As [`World::daemon`].
+    pub fn daemon_under(&self, wrapper: &[&str], name: &str, mut config: Value) -> io::Result<Daemon<'_>> {
         let cgroup = TestCgroup::new(name);
         config["intercept"]["cgroups"] = json!([cgroup.name()]);
         let metrics = config["admin"]["metrics"].as_str().unwrap_or_default();
@@ -52,8 +62,9 @@ impl World {
         }
         let mut daemon = Daemon {
             world: self,
-            running: start(self, &config)?,
+            running: start(self, wrapper, &config)?,
             config,
+            wrapper: wrapper.iter().map(|&word| word.to_owned()).collect(),
             metrics,
             cgroup,
         };
@@ -148,6 +159,35 @@ impl Daemon<'_> {
         Ok(kib * 1024)
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.running.pid().as_raw()
+    }
+
+    /// How many descriptors it has open.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn descriptors(&self) -> io::Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+    }
+
+    /// The processor time that it has used (proc_pid_stat(5)).
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn processor_time(&self) -> io::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name, which may hold anything, ends with the last parenthesis; utime and stime are fields 14 and 15.
+        let fields = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).flat_map(str::parse::<u64>).sum();
+        // USER_HZ, which is 100 on every architecture that Rust's standard library supports.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
     /// # Errors
     /// When it is gone.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
@@ -177,7 +217,8 @@ impl Daemon<'_> {
     /// # Errors
     /// When it ends or is not ready in time.
     pub fn restart(&mut self) -> io::Result<()> {
-        self.running = start(self.world, &self.config)?;
+        let wrapper: Vec<&str> = self.wrapper.iter().map(String::as_str).collect();
+        self.running = start(self.world, &wrapper, &self.config)?;
         self.wait_until_ready()
     }
 
@@ -250,8 +291,15 @@ impl Daemon<'_> {
     }
 }
 
-fn start(world: &World, config: &Path) -> io::Result<Running> {
-    let mut command = world.agent();
+fn start(world: &World, wrapper: &[&str], config: &Path) -> io::Result<Running> {
+    let mut command = match wrapper.split_first() {
+        None => world.agent(),
+        Some((program, arguments)) => {
+            let mut command = world.command(program);
+            command.args(arguments).arg(world.agent_file());
+            command
+        }
+    };
     command.arg("run").arg("--config").arg(config);
     process::start(command.stdin(Stdio::null()))
 }

@@ -1,6 +1,7 @@
 //! Leaves: one certificate per server name, minted at its first ClientHello and kept while it is young.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +37,9 @@ pub struct Leaves {
 #[derive(Clone)]
 struct Leaf {
     key: Arc<CertifiedKey>,
-    /// On the wall clock: the cache's own clock stands still while a machine sleeps.
-    renew_at: OffsetDateTime,
+    /// On the wall clock: the cache's own clock stands still while a machine sleeps. Before it, the clock was set back,
+    /// and the workloads' clocks with it.
+    good: Range<OffsetDateTime>,
 }
 
 impl Leaves {
@@ -88,7 +90,7 @@ impl Leaves {
                 at: self.authority.not_after(),
             });
         }
-        if self.cache.get(host).is_some_and(|leaf| now >= leaf.renew_at) {
+        if self.cache.get(host).is_some_and(|leaf| !leaf.good.contains(&now)) {
             self.cache.invalidate(host);
         }
         self.cache
@@ -122,7 +124,7 @@ impl Leaves {
         let chain = vec![leaf, self.authority.intermediate_der().clone()];
         Ok(Leaf {
             key: Arc::new(CertifiedKey::new(chain, self.key.clone())),
-            renew_at: now + (not_after - now) / RENEW_AFTER,
+            good: now - profile::BACKDATE..now + (not_after - now) / RENEW_AFTER,
         })
     }
 }

@@ -244,6 +244,23 @@ fn leaves_are_renewed_by_the_wall_clock_and_end_with_the_authority() {
     ));
 }
 
+/// Workloads have the machine's clock: a leaf from what is now the future would not be valid to them.
+#[test]
+fn a_clock_that_is_set_back_renews_leaves() {
+    let (leaves, metrics) = leaves(&["example.com"]);
+    let name = host("example.com");
+    let first = leaves.get_at(&name, now()).unwrap();
+    // Covered by the backdating.
+    let same = leaves.get_at(&name, now() - Duration::hours(23)).unwrap();
+    assert!(Arc::ptr_eq(&first, &same));
+    let earlier = now() - Duration::days(3);
+    let leaf = leaves.get_at(&name, earlier).unwrap();
+    let (_, parsed) = x509_parser::parse_x509_certificate(&leaf.cert[0]).unwrap();
+    assert!(parsed.validity().not_before.to_datetime() <= earlier);
+    assert!(earlier < parsed.validity().not_after.to_datetime());
+    assert_eq!(metrics.leaves.get(), 2);
+}
+
 #[test]
 fn no_leaf_without_a_route_or_outside_the_constraints() {
     let routed = Arc::new(AtomicBool::new(true));

@@ -20,6 +20,10 @@ use super::pins::Pins;
 use super::probe::tells_netns_cookies;
 use super::{Error, KernelPolicy};
 
+mod usage;
+
+pub use usage::{Usage, count_usage};
+
 #[cfg(tv_object)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tv-ebpf.o"));
 
@@ -69,7 +73,19 @@ impl Redirect {
     /// When the instance already runs, the object is missing, a pinned map has another layout, or the kernel refuses
     /// something.
     pub fn load(pin_root: &Path, run_dir: &Path, instance: &str) -> Result<Self, Error> {
-        let object = object().ok_or(Error::NoObject)?;
+        Self::load_object(object().ok_or(Error::NoObject)?, pin_root, run_dir, instance)
+    }
+
+    /// As [`load`](Self::load), with an object (ELF, aligned to 8 bytes) that is not this binary's own.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_object(
+        object: &[u8],
+        pin_root: &Path,
+        run_dir: &Path,
+        instance: &str,
+    ) -> Result<Self, Error> {
         let lock = InstanceLock::acquire(run_dir, instance)?;
         // Before anything is pinned, and after the verifier: this refusal also says that the programs would do.
         if let Err(lacking) = tells_netns_cookies() {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
@@ -349,9 +349,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// CLOCK_MONOTONIC, the clock of bpf_ktime_get_ns().
+/// The clock of bpf_ktime_get_ns(): CLOCK_MONOTONIC of the initial time namespace.
 fn now_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| nanoseconds(Duration::from(now)))
+    static OFFSET: LazyLock<i128> = LazyLock::new(|| {
+        let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        monotonic_offset(&offsets)
+    });
+    let own = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos());
+    u64::try_from(i128::try_from(own).unwrap_or(i128::MAX) - *OFFSET).unwrap_or(0)
+}
+
+/// What this process's time namespace adds to CLOCK_MONOTONIC, nanoseconds; time_namespaces(7). Without such
+/// namespaces there is no file, and nothing is added.
+fn monotonic_offset(offsets: &str) -> i128 {
+    let offset = offsets.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        // A number stands for the clock in what is written to the file; the kernel shows the name.
+        matches!(fields.next()?, "monotonic" | "1").then_some(())?;
+        let (seconds, nanoseconds): (i128, i128) =
+            (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        Some(seconds * 1_000_000_000 + nanoseconds)
+    });
+    offset.unwrap_or(0)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

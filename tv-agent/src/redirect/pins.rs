@@ -278,7 +278,10 @@ pub(super) fn private_directory(directory: &Path) -> Result<(), Error> {
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .map_err(|error| Error::path("making", directory, error))
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => Error::ReadOnly(directory.to_owned()),
+            _ => Error::path("making", directory, error),
+        })
 }
 
 /// Mounts bpffs at its usual place when the pins belong there and it is missing.

@@ -5,14 +5,14 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
-use aya::programs::ProgramType;
-use aya::sys::{BpfHelper, is_helper_supported};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Error;
 use super::cgroup::cgroup2_mount;
 use super::load::{object, object_sha256};
 use crate::sys;
+
+mod features;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub fn probe() -> Vec<Finding> {
         capabilities(),
         netns_cookie(),
     ];
-    findings.extend(helpers());
+    findings.extend(features::findings(&features::Running));
     findings
 }
 
@@ -159,6 +159,7 @@ fn capabilities() -> Finding {
 /// linux/capability.h. CAP_SYS_ADMIN includes CAP_BPF, and is needed for mounts and namespaces anyway.
 fn judge_capabilities(status: &str) -> Finding {
     const NET_ADMIN: u32 = 12;
+    const SYS_PTRACE: u32 = 19;
     const SYS_ADMIN: u32 = 21;
     const BPF: u32 = 39;
     let effective = status
@@ -171,12 +172,14 @@ fn judge_capabilities(status: &str) -> Finding {
         ("CAP_BPF", has(BPF) || has(SYS_ADMIN)),
         ("CAP_NET_ADMIN", has(NET_ADMIN)),
         ("CAP_SYS_ADMIN", has(SYS_ADMIN)),
+        // To find the network namespaces of processes that are not our user's.
+        ("CAP_SYS_PTRACE", has(SYS_PTRACE)),
     ]
     .into_iter()
     .filter_map(|(name, present)| (!present).then_some(name))
     .collect();
     if missing.is_empty() {
-        let detail = "CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN".into();
+        let detail = "CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE".into();
         return finding("capabilities", true, detail, None);
     }
     finding(
@@ -185,61 +188,6 @@ fn judge_capabilities(status: &str) -> Finding {
         format!("missing: {}", missing.join(", ")),
         Some("run as root, or in a privileged container".into()),
     )
-}
-
-fn helpers() -> Vec<Finding> {
-    let needed = [
-        (
-            "helper sk_lookup_tcp",
-            ProgramType::CgroupSockAddr,
-            BpfHelper::BPF_FUNC_sk_lookup_tcp,
-        ),
-        (
-            "helper sk_storage_get",
-            ProgramType::CgroupSockAddr,
-            BpfHelper::BPF_FUNC_sk_storage_get,
-        ),
-        (
-            "helper get_netns_cookie",
-            ProgramType::CgroupSockAddr,
-            BpfHelper::BPF_FUNC_get_netns_cookie,
-        ),
-        (
-            "helper sk_storage_get (sock_ops)",
-            ProgramType::SockOps,
-            BpfHelper::BPF_FUNC_sk_storage_get,
-        ),
-    ];
-    let mut findings: Vec<Finding> = needed
-        .into_iter()
-        .map(
-            |(name, program, helper)| match is_helper_supported(program, helper) {
-                Ok(true) => finding(name, true, "there".into(), None),
-                Ok(false) => finding(
-                    name,
-                    false,
-                    "the kernel does not have it".into(),
-                    Some(format!("use Linux {}.{} or later", FLOOR.0, FLOOR.1)),
-                ),
-                Err(error) => finding(
-                    name,
-                    false,
-                    format!("cannot be asked for: {error}"),
-                    Some(
-                        "run as root; see whether kernel.unprivileged_bpf_disabled or a lockdown is in force"
-                            .into(),
-                    ),
-                ),
-            },
-        )
-        .collect();
-    let set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
-    let detail = match set_retval {
-        Ok(true) => "there: a refused connect() fails with ECONNREFUSED",
-        _ => "missing (Linux 5.18): a refused connect() fails with EPERM",
-    };
-    findings.push(finding("helper set_retval", true, detail.into(), None));
-    findings
 }
 
 fn finding(name: &'static str, ok: bool, detail: String, remedy: Option<String>) -> Finding {
@@ -277,7 +225,10 @@ mod tests {
         let all = judge_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n");
         assert!(all.ok, "{all:?}");
         let none = judge_capabilities("CapEff:\t0000000000000000\n");
-        assert_eq!(none.detail, "missing: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN");
+        assert_eq!(
+            none.detail,
+            "missing: CAP_BPF, CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_SYS_PTRACE"
+        );
         let container = judge_capabilities("CapEff:\t00000000a80435fb\n");
         assert!(!container.ok && container.remedy.is_some());
         assert!(!judge_capabilities("").ok);

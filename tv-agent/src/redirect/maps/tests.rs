@@ -88,3 +88,14 @@ fn an_ipv6_prefix_never_bypasses_ipv4() {
     let link_local = to_mapped("fe80::".parse().unwrap());
     assert_eq!(nets(&["fe80::/10"]), [((10, link_local), 1)].into());
 }
+
+#[test]
+fn the_time_namespace_is_taken_out_of_the_clock() {
+    let shifted = "monotonic       -1000   500000000\nboottime            7         0\n";
+    assert_eq!(monotonic_offset(shifted), -999_500_000_000);
+    let plain = "monotonic           0         0\nboottime            0         0\n";
+    assert_eq!(monotonic_offset(plain), 0);
+    assert_eq!(monotonic_offset(""), 0);
+    assert_eq!(monotonic_offset("monotonic x y\n"), 0);
+    assert!(now_ns() > 0);
+}
