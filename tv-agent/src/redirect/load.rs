@@ -15,7 +15,7 @@ use tv_ebpf::abi;
 use super::cgroup::cgroup_id;
 use super::maps::{Handles, Tables};
 use super::pins::{InstanceLock, Pins};
-use super::probe::tells_netns_cookies;
+use super::probe::{shows_mptcp_origins, tells_netns_cookies};
 use super::{Error, KernelPolicy};
 
 #[cfg(tv_object)]
@@ -254,6 +254,7 @@ fn load_object(object: &[u8]) -> Result<Ebpf, Error> {
     let log_level = if log_enabled() { LOG_DEBUG } else { LOG_OFF };
     EbpfLoader::new()
         .override_global(abi::HAS_SET_RETVAL, &set_retval, true)
+        .override_global(abi::HAS_MPTCP, &u8::from(shows_mptcp_origins()), true)
         .override_global("AYA_LOG_LEVEL", &log_level, true)
         .load(object)
         .map_err(|error| Error::Object(Box::new(error)))

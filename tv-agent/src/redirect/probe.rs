@@ -55,6 +55,13 @@ pub(super) fn tells_netns_cookies() -> Result<(), Error> {
     cookie.map(drop).map_err(|_| Error::Unsupported(COOKIE))
 }
 
+/// Whether the programs can find the MPTCP socket around a subflow. The helper is there without MPTCP, too, but the
+/// verifier refuses it then.
+pub(super) fn shows_mptcp_origins() -> bool {
+    let helper = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
+    Path::new("/proc/sys/net/mptcp").exists() && matches!(helper, Ok(true))
+}
+
 fn netns_cookie() -> Finding {
     match tells_netns_cookies() {
         Ok(()) => finding(COOKIE, true, "there".into(), None),
@@ -239,6 +246,12 @@ fn helpers() -> Vec<Finding> {
         _ => "missing (Linux 5.18): a refused connect() fails with EPERM",
     };
     findings.push(finding("helper set_retval", true, detail.into(), None));
+    let detail = if shows_mptcp_origins() {
+        "there: getpeername() of an MPTCP socket shows the origin"
+    } else {
+        "no MPTCP, or no helper for it (Linux 5.19): getpeername() of an MPTCP socket shows the agent"
+    };
+    findings.push(finding("helper skc_to_mptcp_sock", true, detail.into(), None));
     findings
 }
 
