@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
 use crate::candidates::Candidates;
-use crate::config::Config;
+use crate::config::{Config, Quic};
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
@@ -25,6 +25,7 @@ use crate::places::Places;
 use crate::policy::{HostPattern, Routes};
 use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
+use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
@@ -162,6 +163,19 @@ impl Agent {
         }
         if let Some(facts) = namespaces {
             let (found, visitors, home) = namespaces::watch_cgroups(&workloads).map_err(Error::Namespaces)?;
+            let watch = strays::Watch {
+                found: found.clone(),
+                visitors: visitors.clone(),
+                home,
+                workloads: workloads.clone(),
+                scope: {
+                    let current = current.clone();
+                    Arc::new(move || current.load().scope.clone())
+                },
+                flows: flows.clone(),
+                metrics: metrics.clone(),
+            };
+            loops.push(tokio::spawn(watch.run(stopped.clone())));
             let namespaces = Namespaces {
                 serve: Box::new(move |listener, netns, stop| Box::pin(server.serve(listener, netns, stop))),
                 sweep: {
@@ -309,7 +323,13 @@ fn snapshot(
         vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
     }
     let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
+    let scope = strays::Scope {
+        ports: config.intercept.ports,
+        bypass: config.intercept.bypass,
+        block_quic: config.intercept.quic == Quic::Block,
+    };
     Ok(Snapshot {
+        scope: Arc::new(scope),
         routes: Routes::new(config.routes),
         vaults,
         on_unknown_name: config.intercept.on_unknown_name,

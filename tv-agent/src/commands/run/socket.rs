@@ -9,6 +9,7 @@ use crate::agent::Agent;
 use crate::control::{Control, Error, Status};
 use crate::metrics::Metrics;
 use crate::redirect::{self, Handles};
+use crate::strays;
 use crate::workload::Workloads;
 
 /// Serves the socket at `path` for as long as the process lives.
@@ -42,6 +43,7 @@ pub(super) async fn serve(
             .collect(),
         open_connections: metrics.open_connections.get(),
         cached_tokens: cached.len(),
+        uncaptured_connections: strays::count(&metrics),
         kernel: handles
             .counters()
             .into_iter()
