@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tv_tests::bpf::{self, Mode, Neighbour};
 use tv_tests::process::{self, Running};
 use tv_tests::world::{Daemon, World};
 
@@ -481,11 +482,8 @@ fn a_connection_from_before_the_enrolment_is_told_of_once() {
         let mut daemon = world.daemon("before", world.config()).unwrap();
         daemon.stop();
         world.tv_agent(&["cleanup"]).unwrap().expect_success();
-        let script = format!(
-            "import socket, time; kept = socket.create_connection(({V4:?}, {PORT})); time.sleep(600)"
-        );
         let mut client = daemon.command("python3");
-        let _client = process::start(client.args(["-c", &script]).stdin(Stdio::null())).unwrap();
+        let _client = process::start(client.args(["-c", &kept_open()]).stdin(Stdio::null())).unwrap();
         let _held = host.accept().unwrap();
         daemon.restart().unwrap();
         let metric = r#"tv_agent_uncaptured_connections_total{reason="not_redirected"}"#;
@@ -500,6 +498,31 @@ fn a_connection_from_before_the_enrolment_is_told_of_once() {
             "{log}"
         );
     });
+}
+
+/// By a program that is attached after ours: nothing of ours can know at connect().
+#[test]
+fn a_connection_that_another_tool_leads_away_is_told_of() {
+    World::run(|world| {
+        world.deserted("paths.example");
+        world.deserted("elsewhere.example");
+        let elsewhere: SocketAddrV4 = "192.0.2.51:443".parse().unwrap();
+        let host = TcpListener::bind(elsewhere).unwrap();
+        let daemon = world.daemon("away", world.config()).unwrap();
+        let neighbour = bpf::load(&Neighbour::Rewrites(elsewhere)).unwrap();
+        bpf::attach(&neighbour, daemon.cgroup().path(), Mode::Multi).unwrap();
+        let mut client = daemon.command("python3");
+        client.args(["-c", &kept_open()]);
+        let _client = process::start(client.stdin(Stdio::null())).unwrap();
+        let _held = host.accept().unwrap();
+        let metric = r#"tv_agent_uncaptured_connections_total{reason="not_redirected"}"#;
+        wait_for("it is told of", LIMIT, || daemon.metric(metric).unwrap() == 1);
+    });
+}
+
+/// A Python script that connects and keeps the connection.
+fn kept_open() -> String {
+    format!("import socket, time; kept = socket.create_connection(({V4:?}, {PORT})); time.sleep(600)")
 }
 
 /// Whether the connection of an attempt that ends so reaches its host by itself.
@@ -520,7 +543,7 @@ fn table(rows: &BTreeMap<usize, [&str; LANGUAGES.len()]>) -> String {
 /// That the document shows `table` between its marks.
 fn compare(table: &str) {
     const MARKS: [&str; 2] = ["<!-- made by tests/e2e/paths.rs -->\n", "<!-- end -->\n"];
-    write!(std::io::stdout(), "{table}").unwrap();
+    std::io::stdout().write_all(table.as_bytes()).unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/connections.md");
     let text = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = text.split_once(MARKS[0]).expect("the first mark");

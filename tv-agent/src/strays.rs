@@ -220,8 +220,7 @@ impl Watch {
             namespaces.map(|(id, seen)| (*id, seen.process)).collect()
         };
         others.sort_unstable_by_key(|(id, _)| id.ino);
-        let skip = if *turn < others.len() { *turn } else { 0 };
-        *turn = skip + limits::STRAY_NAMESPACES;
+        let skip = next_turn(turn, others.len(), limits::STRAY_NAMESPACES);
         let mut askers = Vec::new();
         if let Ok(asker) = Netns::OWN.asker().await {
             askers.push((self.home, asker));
@@ -238,12 +237,13 @@ impl Watch {
     }
 
     fn tell(&self, news: &[Stray]) {
+        let (logged, more) = logged(news.len(), limits::STRAYS_LOGGED);
         for (index, stray) in news.iter().enumerate() {
             let reason = stray.reason.label();
             stray.reason.counter(&self.metrics).inc();
             let origin = stray.connection.peer;
             let Identity { unit, pod, container } = stray.workload.identity();
-            if index < limits::STRAYS_LOGGED {
+            if index < logged {
                 tracing::warn!(
                     reason, protocol = ?stray.connection.protocol, %origin, process = stray.holder.process, name = stray.holder.name,
                     cgroup = stray.workload.cgroup.as_deref(),
@@ -264,17 +264,25 @@ impl Watch {
                 ..Flow::default()
             });
         }
-        if let Some(more) = news
-            .len()
-            .checked_sub(limits::STRAYS_LOGGED)
-            .filter(|more| *more > 0)
-        {
+        if more > 0 {
             tracing::warn!(
                 more,
                 "as many further connections go past the agent; see `tv-agent flows`"
             );
         }
     }
+}
+
+/// Where this turn begins among `count`, when each takes `most`; the next begins behind it.
+fn next_turn(turn: &mut usize, count: usize, most: usize) -> usize {
+    let begin = if *turn < count { *turn } else { 0 };
+    *turn = begin + most;
+    begin
+}
+
+/// How many of `count` are logged one by one, and how many together.
+fn logged(count: usize, most: usize) -> (usize, usize) {
+    (count.min(most), count.saturating_sub(most))
 }
 
 /// One look at some namespaces, away from the runtime.

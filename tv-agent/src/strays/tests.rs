@@ -113,6 +113,22 @@ fn no_more_are_remembered_than_there_is_room_for() {
     assert_eq!(told.news(late, &[HERE].into(), |_| true).len(), 1);
 }
 
+#[test]
+fn more_namespaces_than_one_look_takes_have_their_turn() {
+    let mut turn = 0;
+    let begins: Vec<usize> = (0..4).map(|_| next_turn(&mut turn, 5, 2)).collect();
+    assert_eq!(begins, [0, 2, 4, 0]);
+    // Fewer than before.
+    assert_eq!(next_turn(&mut turn, 1, 2), 0);
+}
+
+#[test]
+fn the_log_is_not_flooded() {
+    let most = limits::STRAYS_LOGGED;
+    assert_eq!(logged(most, most), (most, 0));
+    assert_eq!(logged(most + 5, most), (most, 5));
+}
+
 fn watch(ports: Vec<u16>) -> Watch {
     let scope = Arc::new(Scope {
         ports,
