@@ -10,6 +10,7 @@ mod failures;
 mod faults;
 mod leftovers;
 mod load;
+mod paths;
 mod pods;
 mod soak;
 mod support;

@@ -381,6 +381,42 @@ stream.sendall(b"hello")
 time.sleep(600)
 "#;
 
+/// Its socket was made in the pod's namespace, but outside of its cgroup.
+#[test]
+fn a_connection_past_the_agent_is_found_in_a_pod() {
+    World::run(|world| {
+        world.deserted("silent.example");
+        let host = TcpListener::bind("192.0.2.50:443").unwrap();
+        let mut daemon = world.daemon("past", world.config()).unwrap();
+        let pod = Pod::running(&daemon, 1);
+        wait_for("served", LIMIT, || daemon.metric(SERVED).unwrap() == 1);
+        let mut client = world.command("nsenter");
+        client
+            .arg(format!("--net={}", pod.netns()))
+            .args(["python3", "-c", PAST])
+            .arg(&pod.cgroup);
+        let _client = process::start(client.stdin(Stdio::null())).unwrap();
+        let (_held, peer) = host.accept().unwrap();
+        assert_eq!(peer.ip(), pod.addresses()[0]);
+        let metric = r#"tv_agent_uncaptured_connections_total{reason="foreign_socket"}"#;
+        wait_for("it is told of", LIMIT, || daemon.metric(metric).unwrap() == 1);
+        let log = daemon.stop().stderr;
+        let line = log.lines().find(|line| line.contains("goes past the agent"));
+        assert!(
+            line.is_some_and(|line| line.contains("/pod1") && line.contains("192.0.2.50:443")),
+            "{log}"
+        );
+    });
+}
+
+const PAST: &str = r#"
+import os, socket, sys, time
+stream = socket.create_connection(("192.0.2.50", 443))
+with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+time.sleep(600)
+"#;
+
 #[test]
 fn a_pod_that_cannot_be_served_stays_refused_and_disturbs_nobody() {
     World::run(|world| {

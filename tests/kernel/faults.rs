@@ -96,7 +96,7 @@ fn a_cgroup_that_goes_while_programs_are_attached_leaves_nothing() {
             });
             for _ in 0..100 {
                 match redirect.attach(&child) {
-                    Ok(()) => attached += 1,
+                    Ok(_) => attached += 1,
                     Err(Error::Path { .. } | Error::Attach { .. } | Error::NotCgroup2(_)) => refused += 1,
                     Err(other) => fail(other),
                 }

@@ -7,6 +7,7 @@ mod floor;
 mod kernel_log;
 mod lifecycle;
 mod liveness;
+mod neighbours;
 mod passage;
 mod redirected;
 mod sockets;

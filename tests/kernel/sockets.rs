@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use nix::errno::Errno;
 use tv_agent::redirect::AgentDown;
@@ -61,6 +63,75 @@ fn a_socket_bound_to_a_device_cannot_be_redirected() {
         workload.tcp(ORIGIN4, "device=lo").unwrap();
         assert_eq!((origin.visitors(), agent.count("device_left")), (1, 1));
     });
+}
+
+/// Any workload with CAP_NET_RAW may set one (Linux 5.17), so it says nothing.
+#[test]
+fn a_mark_changes_nothing() {
+    with_agent("mark", |world, agent| {
+        let mut workload = world.workload();
+        // The second is the mark that a service mesh gives its own sockets.
+        for mark in [1, 0x539] {
+            for to in [ORIGIN4, ORIGIN6] {
+                workload.tcp(to, &format!("mark={mark}")).unwrap();
+                assert_eq!(agent.recorded().origin.0, address(to));
+            }
+        }
+    });
+}
+
+/// connect() runs the programs for the first subflow, a TCP socket; getpeername() for the socket around it.
+#[test]
+fn mptcp() {
+    let path = Path::new("/proc/sys/net/mptcp/enabled");
+    if !path.exists() {
+        eprintln!("skipped: this kernel has no MPTCP");
+        return;
+    }
+    with_agent("mptcp", |world, agent| {
+        fs::write(path, "1").unwrap();
+        let mut workload = world.workload();
+        let mapped = "[::ffff:198.51.100.9]:443";
+        for (to, options, next) in [
+            (ORIGIN4, "mptcp", OTHER4),
+            (ORIGIN4, "mptcp mapped", mapped),
+            (ORIGIN6, "mptcp", ORIGIN6),
+        ] {
+            let origin = Origin::listen(to);
+            let seen = workload.tcp(to, options).unwrap();
+            let recorded = agent.recorded();
+            assert_eq!(recorded.origin.0, address(to), "{options}");
+            assert_eq!(recorded.cgroup_id, world.cgroup.id());
+            assert_eq!(origin.visitors(), 0);
+            // Connected again, it has another origin.
+            let again = workload.again(seen.id, next).unwrap();
+            assert_eq!(agent.recorded().origin.0, canonical(address(next)));
+            if shows_mptcp_origins() {
+                assert_eq!(canonical(seen.peer), address(to), "{options}");
+                assert_eq!(again.peer, address(next), "{options}");
+            }
+        }
+        // And none when it is not captured: no record is left to lie about the peer.
+        let first = workload.tcp(ORIGIN4, "mptcp").unwrap();
+        agent.recorded();
+        let again = workload.again(first.id, LISTEN4).unwrap();
+        assert_eq!((again.peer, agent.accept().1), (address(LISTEN4), None));
+        // Nobody there: refused as any other.
+        agent.doors.close();
+        let origin = Origin::listen(ORIGIN4);
+        assert_eq!(workload.tcp(ORIGIN4, "mptcp"), Err(named(Errno::ECONNREFUSED)));
+        assert_eq!(origin.visitors(), 0);
+    });
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn shows_mptcp_origins() -> bool {
+    let findings = tv_agent::redirect::probe();
+    let finding = findings.iter().find(|f| f.name == "helper skc_to_mptcp_sock");
+    finding.expect("a finding").detail.starts_with("there")
 }
 
 /// The first connection fetches a cookie, the second sends data in its SYN: accepted before the client knows.

@@ -206,15 +206,17 @@ impl Drop for Doors {
 impl Doors {
     /// Listens in the calling thread's network namespace.
     pub fn open(handles: &Handles) -> Self {
-        let open = |at: &str| {
-            let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("{at}: {error}"));
-            handles.flag(listener.as_fd()).expect("flagged");
-            listener.set_nonblocking(true).expect("non-blocking");
-            Some(listener)
-        };
         Self {
-            v4: open(LISTEN4),
-            v6: open(LISTEN6),
+            v4: Some(flagged(LISTEN4, handles)),
+            v6: Some(flagged(LISTEN6, handles)),
+        }
+    }
+
+    /// Listens at one IPv4 address only.
+    pub fn at(v4: &str, handles: &Handles) -> Self {
+        Self {
+            v4: Some(flagged(v4, handles)),
+            v6: None,
         }
     }
 
@@ -256,6 +258,13 @@ impl Doors {
     fn all(&self) -> impl Iterator<Item = &TcpListener> {
         [&self.v4, &self.v6].into_iter().flatten()
     }
+}
+
+fn flagged(at: &str, handles: &Handles) -> TcpListener {
+    let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+    handles.flag(listener.as_fd()).expect("flagged");
+    listener.set_nonblocking(true).expect("non-blocking");
+    listener
 }
 
 impl Origin {

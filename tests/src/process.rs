@@ -124,6 +124,11 @@ impl Running {
         self.child.try_wait().ok().flatten()
     }
 
+    /// What it has written to standard output so far.
+    pub fn said(&self) -> String {
+        self.stdout.as_ref().map(Collected::so_far).unwrap_or_default()
+    }
+
     /// Waits for the end.
     ///
     /// # Errors
@@ -223,6 +228,10 @@ impl Collected {
         while !self.reader.is_finished() && Instant::now() < until {
             sleep(POLL);
         }
+        self.so_far()
+    }
+
+    fn so_far(&self) -> String {
         let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).into_owned()
     }

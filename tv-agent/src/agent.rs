@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
 use crate::candidates::Candidates;
-use crate::config::Config;
+use crate::config::{Config, Quic};
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
@@ -27,6 +27,7 @@ use crate::places::Places;
 use crate::policy::{HostPattern, Routes};
 use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
+use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
@@ -189,6 +190,19 @@ impl Agent {
         }
         if let Some(facts) = namespaces {
             let (found, visitors, home) = namespaces::watch_cgroups(&workloads).map_err(Error::Namespaces)?;
+            let watch = strays::Watch {
+                found: found.clone(),
+                visitors: visitors.clone(),
+                home,
+                workloads: workloads.clone(),
+                scope: {
+                    let current = current.clone();
+                    Arc::new(move || current.load().scope.clone())
+                },
+                flows: flows.clone(),
+                metrics: metrics.clone(),
+            };
+            loops.push(tokio::spawn(watch.run(watched.clone())));
             let namespaces = Namespaces {
                 serve: Box::new(move |listener, netns, phase| Box::pin(server.serve(listener, netns, phase))),
                 sweep: {
@@ -327,7 +341,13 @@ fn snapshot(
         vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
     }
     let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
+    let scope = strays::Scope {
+        ports: config.intercept.ports,
+        bypass: config.intercept.bypass,
+        block_quic: config.intercept.quic == Quic::Block,
+    };
     Ok(Snapshot {
+        scope: Arc::new(scope),
         routes: Routes::new(config.routes),
         vaults,
         on_unknown_name: config.intercept.on_unknown_name,

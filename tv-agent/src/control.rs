@@ -40,6 +40,8 @@ pub struct Status {
     pub routes: Vec<String>,
     pub open_connections: i64,
     pub cached_tokens: u64,
+    /// Connections of enrolled processes that went past the agent.
+    pub uncaptured_connections: u64,
     /// The kernel half's counters.
     pub kernel: Vec<(String, u64)>,
 }

@@ -66,6 +66,7 @@ pub struct Metrics {
     /// Besides the agent's own.
     pub namespaces: Gauge,
     pub namespace_failures: Family<ReasonLabels, Counter>,
+    pub uncaptured: Family<ReasonLabels, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -101,6 +102,7 @@ impl Metrics {
             config_reloads: Family::default(),
             namespaces: Gauge::default(),
             namespace_failures: Family::default(),
+            uncaptured: Family::default(),
         };
         registry.register(
             "connections",
@@ -164,6 +166,11 @@ impl Metrics {
             "network_namespace_failures",
             "Network namespaces that could not be served, by reason",
             metrics.namespace_failures.clone(),
+        );
+        registry.register(
+            "uncaptured_connections",
+            "Connections of enrolled processes that went past the agent, by reason",
+            metrics.uncaptured.clone(),
         );
         metrics.registry = Arc::new(registry);
         metrics

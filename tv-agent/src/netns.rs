@@ -15,12 +15,13 @@ use nix::net::if_::InterfaceFlags;
 use tokio::net::TcpSocket;
 
 use crate::addr::NetnsCookie;
-use crate::sys;
+use crate::{diag, sys};
 
 mod discover;
 mod enter;
 
 pub use discover::{Bounds, Found, Seen, discover};
+pub(crate) use discover::{processes, subdirectories};
 pub use enter::Visitors;
 
 /// What tells a living network namespace from all others that live now: device and inode of its nsfs file.
@@ -130,6 +131,14 @@ impl Netns {
             Ok(interfaces.any(|interface| interface.flags.contains(up)))
         };
         self.visit(look).await
+    }
+
+    /// A socket to ask the kernel about the connections of this namespace, see [`diag`].
+    ///
+    /// # Errors
+    /// As [`socket`](Self::socket).
+    pub async fn asker(&self) -> io::Result<OwnedFd> {
+        self.visit(diag::open).await
     }
 
     /// Lets go: no socket can be made any more.

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use crate::class::{Class, Refusal};
 use crate::decide::OnUnknownName;
 use crate::policy::Routes;
+use crate::strays::Scope;
 use crate::token::Vault;
 use crate::upstream::Upstreams;
 
@@ -16,6 +17,8 @@ pub struct Snapshot {
     pub vaults: HashMap<Arc<str>, Arc<Vault>>,
     pub on_unknown_name: OnUnknownName,
     pub upstreams: Arc<Upstreams>,
+    /// What should be captured.
+    pub scope: Arc<Scope>,
 }
 
 impl Snapshot {

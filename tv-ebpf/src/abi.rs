@@ -36,6 +36,9 @@ pub const MAPS: &[&str] = &[
 
 /// Read-only global (u8): the kernel has `bpf_set_retval` (Linux 5.18), so a refusal can say which one it is.
 pub const HAS_SET_RETVAL: &str = "TV_HAS_SET_RETVAL";
+/// Read-only global (u8): the kernel has MPTCP and `bpf_skc_to_mptcp_sock` (Linux 5.19), so that getpeername() of an
+/// MPTCP socket can be told the origin as well.
+pub const HAS_MPTCP: &str = "TV_HAS_MPTCP";
 
 /// Program names, which are also function names in the object and parts of the pins' names.
 pub const PROGRAMS: [&str; 7] = [

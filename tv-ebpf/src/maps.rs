@@ -40,6 +40,10 @@ pub static TV_COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::n
 #[unsafe(no_mangle)]
 pub static TV_HAS_SET_RETVAL: Global<u8> = Global::new(0);
 
+/// As above.
+#[unsafe(no_mangle)]
+pub static TV_HAS_MPTCP: Global<u8> = Global::new(0);
+
 #[inline(always)]
 pub fn count(reason: Reason) {
     if let Some(counter) = TV_COUNTERS.get_ptr_mut(reason as u32) {

@@ -1,5 +1,4 @@
-//! `cargo xtask setup`: installs what the kernel half's build and the tests on other kernels lack, or names the commands
-//! that do.
+//! `cargo xtask setup`: installs what the kernel half's build and the tests lack, or names the commands that do.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,6 +7,14 @@ use crate::recipe::{self, LINKER_VERSION, LLVM_MAJOR, Missing};
 use crate::{Failed, Outcome, kernels, process, target};
 
 const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "libllvm22", "iproute2"];
+
+/// What the table of connections compiles and runs: a program, how to ask for its version, and its packages.
+const CLIENTS: [(&str, &str, &[&str]); 4] = [
+    ("gcc", "--version", &["gcc", "libc6-dev"]),
+    ("javac", "-version", &["default-jdk-headless"]),
+    ("node", "--version", &["nodejs"]),
+    ("python3", "--version", &["python3"]),
+];
 
 pub fn run(arguments: &[String]) -> Outcome {
     if let Some(unknown) = arguments.first() {
@@ -30,6 +37,13 @@ pub fn run(arguments: &[String]) -> Outcome {
     }
     if !kernels::has_tools() {
         packages(&kernels::PACKAGES, "")?;
+    }
+    let missing = CLIENTS
+        .iter()
+        .filter(|(program, argument, _)| !has(program, argument));
+    let missing: Vec<&str> = missing.flat_map(|(.., packages)| *packages).copied().collect();
+    if !missing.is_empty() {
+        packages(&missing, "")?;
     }
     eprintln!("nothing is missing");
     Ok(())

@@ -78,7 +78,7 @@ impl Bench {
         let (cgroup, other_cgroup) = (TestCgroup::new("bench"), TestCgroup::new("bench-outside"));
         let run_dir = tempfile::tempdir().expect("a directory");
         let pins = Path::new(BPFFS).join("tv-agent");
-        let mut redirect = Redirect::load(&pins, run_dir.path(), "bench").expect("loaded");
+        let redirect = Redirect::load(&pins, run_dir.path(), "bench").expect("loaded");
         let policy = KernelPolicy {
             ports: vec![443],
             // As the agent's own defaults, so that the look-up costs what it does there.

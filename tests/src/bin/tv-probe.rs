@@ -2,7 +2,7 @@
 //!
 //! One command a line, one answer a line: `ok …` or `errno N`.
 //! - `tcp ADDRESS [option…]` → `ok ID PEER LOCAL`; options: `mapped` (IPv6 socket), `bind=ADDRESS`,
-//!   `device=NAME`, `nonblocking`, `brief` (closed at once), `fastopen=connect|sendto` (sends `early` with the SYN)
+//!   `device=NAME`, `mark=NUMBER`, `mptcp`, `nonblocking`, `brief` (closed at once), `fastopen=connect|sendto` (sends `early` with the SYN)
 //! - `socket` (IPv4) → `ok ID FD`; `connect ID ADDRESS` → `ok ID PEER LOCAL`
 //! - `again ID ADDRESS` disconnects (AF_UNSPEC) and connects elsewhere
 //! - `flood ADDRESS COUNT [bind=ADDRESS]`: as many connects, one after the other, each closed by a reset, for at most
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// A connect() that nobody answers ends after this, with EINPROGRESS.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -102,8 +102,12 @@ fn tcp(to: SocketAddr, options: &[&str]) -> io::Result<Socket> {
     } else {
         to
     };
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    let protocol = option("mptcp").map(|_| Protocol::MPTCP);
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, protocol)?;
     socket.set_write_timeout(Some(PATIENCE))?;
+    if let Some(mark) = option("mark=") {
+        socket.set_mark(mark.parse().expect("a number"))?;
+    }
     if let Some(device) = option("device=") {
         socket.bind_device(Some(device.as_bytes()))?;
     }

@@ -159,11 +159,6 @@ impl Daemon<'_> {
         Ok(kib * 1024)
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> i32 {
-        self.running.pid().as_raw()
-    }
-
     /// How many descriptors it has open.
     ///
     /// # Errors

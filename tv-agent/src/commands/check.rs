@@ -11,6 +11,7 @@ use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
 use crate::config::Config;
 use crate::redirect;
+use crate::strays;
 use crate::token::Vault;
 use crate::upstream::roots;
 
@@ -54,6 +55,10 @@ pub async fn run(args: &CheckArgs) -> u8 {
             remedy: f.remedy.unwrap_or_default(),
         })
         .collect();
+    findings.push(match strays::probe() {
+        Ok(detail) => Finding::good("sock_diag", detail),
+        Err((detail, remedy)) => Finding::bad("sock_diag", detail, remedy),
+    });
     match load(args.config.as_deref()) {
         Ok(config) => {
             findings.push(Finding::good(

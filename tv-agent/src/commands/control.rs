@@ -149,6 +149,13 @@ fn drawn(status: &Status) -> String {
         "open connections: {}, cached tokens: {}",
         status.open_connections, status.cached_tokens
     );
+    if status.uncaptured_connections > 0 {
+        let _ = writeln!(
+            text,
+            "went past the agent: {} connections (`tv-agent flows` and the log say which)",
+            status.uncaptured_connections
+        );
+    }
     for (reason, count) in status.kernel.iter().filter(|(_, count)| *count > 0) {
         let _ = writeln!(text, "  {reason}: {count}");
     }

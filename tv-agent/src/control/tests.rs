@@ -34,6 +34,7 @@ fn status() -> Status {
         routes: vec!["github".into()],
         open_connections: 0,
         cached_tokens: 0,
+        uncaptured_connections: 0,
         kernel: vec![("redirected".into(), 3)],
     }
 }

@@ -204,7 +204,7 @@ impl Looker {
     }
 }
 
-fn processes(cgroup: &Path) -> Vec<i32> {
+pub(crate) fn processes(cgroup: &Path) -> Vec<i32> {
     // A cgroup that is gone, or a threaded one (whose processes its domain lists), has none.
     fs::read_to_string(cgroup.join("cgroup.procs"))
         .unwrap_or_default()
@@ -213,7 +213,7 @@ fn processes(cgroup: &Path) -> Vec<i32> {
         .collect()
 }
 
-fn subdirectories(cgroup: &Path) -> Vec<PathBuf> {
+pub(crate) fn subdirectories(cgroup: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))

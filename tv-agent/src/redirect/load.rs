@@ -17,7 +17,7 @@ use super::layout;
 use super::lock::InstanceLock;
 use super::maps::{self, Handles, Tables};
 use super::pins::Pins;
-use super::probe::tells_netns_cookies;
+use super::probe::{shows_mptcp_origins, tells_netns_cookies};
 use super::{Error, KernelPolicy};
 
 mod usage;
@@ -345,9 +345,11 @@ fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, Error> {
     // Frozen read-only data: the verifier knows both values and drops the branches that they rule out, so that
     // logging costs nothing while it is off.
     let log_level = if log_enabled() { LOG_DEBUG } else { LOG_OFF };
+    let mptcp = u8::from(shows_mptcp_origins());
     let mut loader = EbpfLoader::new();
     loader
         .override_global(abi::HAS_SET_RETVAL, &set_retval, true)
+        .override_global(abi::HAS_MPTCP, &mptcp, true)
         .override_global("AYA_LOG_LEVEL", &log_level, true);
     if let Some(pins) = pins {
         for name in abi::MAPS {

@@ -14,6 +14,8 @@ use crate::sys;
 
 mod features;
 
+pub(super) use features::shows_mptcp_origins;
+
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {

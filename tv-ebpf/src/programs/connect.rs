@@ -4,8 +4,9 @@ use core::ptr::{addr_of_mut, write_volatile};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::bpf_get_current_cgroup_id;
-use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_skc_to_mptcp_sock};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::{debug, warn};
@@ -13,7 +14,7 @@ use tv_ebpf::verdict::{self, Facts as _, Family, Verdict};
 use tv_ebpf::{Reason, Record};
 
 use crate::attempt::{ALLOW, Attempt, refuse};
-use crate::maps::{TV_ORIGINS, count, storage};
+use crate::maps::{TV_HAS_MPTCP, TV_ORIGINS, count, storage};
 
 #[cgroup_sock_addr(connect4)]
 pub fn tv_connect4(ctx: SockAddrContext) -> i32 {
@@ -62,14 +63,9 @@ fn connect(attempt: Option<Attempt<'_>>) -> i32 {
 /// Overwrites what an earlier connect() on this socket left: after AF_UNSPEC it may go elsewhere.
 #[inline(always)]
 fn record(attempt: &Attempt<'_>) -> bool {
-    // SAFETY: a sock_addr context always has its socket; a value that is not null is ours to write, under
-    // the socket's lock. The helpers take no arguments but the context.
-    unsafe {
-        let record = storage(&TV_ORIGINS, attempt.sk(), BPF_SK_STORAGE_GET_F_CREATE.into());
-        if record.is_null() {
-            return false;
-        }
-        *record = Record {
+    // SAFETY: the helpers take no arguments but the context.
+    let record = unsafe {
+        Record {
             origin: attempt.destination,
             cgroup_id: bpf_get_current_cgroup_id(),
             netns: bpf_get_netns_cookie(attempt.ctx.sock_addr.cast()),
@@ -78,7 +74,26 @@ fn record(attempt: &Attempt<'_>) -> bool {
             uid: attempt.ctx.uid(),
             port: attempt.port,
             padding: [0; 3],
-        };
+        }
+    };
+    // SAFETY: a sock_addr context always has its socket; the other one is not null.
+    unsafe {
+        let mptcp = mptcp_socket(attempt);
+        write(attempt.sk(), &record) && (mptcp.is_null() || write(mptcp, &record))
+    }
+}
+
+/// # Safety
+/// `sk` is a socket that the verifier knows to be valid and not null.
+#[inline(always)]
+unsafe fn write(sk: *mut bpf_sock, record: &Record) -> bool {
+    // SAFETY: a socket by the caller's promise; a value that is not null is ours to write, under the socket's lock.
+    unsafe {
+        let place = storage(&TV_ORIGINS, sk, BPF_SK_STORAGE_GET_F_CREATE.into());
+        if place.is_null() {
+            return false;
+        }
+        *place = *record;
     }
     true
 }
@@ -91,11 +106,37 @@ fn forget(attempt: &Attempt<'_>) {
     }
     // SAFETY: as in `record`.
     unsafe {
-        let record = storage(&TV_ORIGINS, attempt.sk(), 0);
+        erase(attempt.sk());
+        let mptcp = mptcp_socket(attempt);
+        if !mptcp.is_null() {
+            erase(mptcp);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`write`].
+#[inline(always)]
+unsafe fn erase(sk: *mut bpf_sock) {
+    // SAFETY: as in `write`.
+    unsafe {
+        let record = storage(&TV_ORIGINS, sk, 0);
         if !record.is_null() {
             (*record).port = 0;
         }
     }
+}
+
+/// The MPTCP socket that the program holds, when the connecting one is its subflow; else null.
+///
+/// connect() of an MPTCP socket runs this program for a TCP socket inside it, getpeername() for the outer one.
+#[inline(always)]
+fn mptcp_socket(attempt: &Attempt<'_>) -> *mut bpf_sock {
+    if TV_HAS_MPTCP.load() == 0 {
+        return core::ptr::null_mut();
+    }
+    // SAFETY: a sock_addr context always has its socket. The caller of the hook has locked both sockets.
+    unsafe { bpf_skc_to_mptcp_sock(attempt.sk().cast()) }.cast()
 }
 
 /// Volatile for the reason given at [`crate::attempt::word`]; stores merge as loads do.

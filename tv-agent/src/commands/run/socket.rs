@@ -11,6 +11,7 @@ use crate::agent::Agent;
 use crate::control::{Control, Status};
 use crate::metrics::Metrics;
 use crate::redirect::{self, Handles};
+use crate::strays;
 use crate::workload::Workloads;
 
 /// Serves `listener` until the returned task is aborted.
@@ -44,6 +45,7 @@ pub(super) fn serve(
             .collect(),
         open_connections: metrics.open_connections.get(),
         cached_tokens: cached.len(),
+        uncaptured_connections: strays::count(&metrics),
         kernel: handles
             .counters()
             .into_iter()

@@ -1,6 +1,8 @@
 //! What the programs ask of a kernel: hooks and helpers, each with the version that brought it and what happens
 //! without it. Whether a kernel has them is tried, not concluded from its version: distributions backport.
 
+use std::path::Path;
+
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported};
 
@@ -36,8 +38,21 @@ impl Prober for Running {
     }
 
     fn helper(&self, program: ProgramType, helper: BpfHelper) -> Result<bool, String> {
+        // This helper is there without MPTCP, too, but the verifier refuses it then.
+        let of_mptcp = matches!(helper, BpfHelper::BPF_FUNC_skc_to_mptcp_sock);
+        if of_mptcp && !Path::new("/proc/sys/net/mptcp").exists() {
+            return Ok(false);
+        }
         is_helper_supported(program, helper).map_err(|error| error.to_string())
     }
+}
+
+/// Whether the programs can find the MPTCP socket around a subflow.
+pub(in crate::redirect) fn shows_mptcp_origins() -> bool {
+    matches!(
+        Running.helper(SOCK_ADDR, BpfHelper::BPF_FUNC_skc_to_mptcp_sock),
+        Ok(true)
+    )
 }
 
 /// Something that a program needs of the kernel.
@@ -126,7 +141,7 @@ const FEATURES: &[Feature] = &[
         "4.18",
     ),
     Feature {
-        name: SET_RETVAL,
+        name: "helper set_retval",
         program: SOCK_ADDR,
         what: What::Helper(BpfHelper::BPF_FUNC_set_retval),
         since: "5.18",
@@ -135,8 +150,17 @@ const FEATURES: &[Feature] = &[
             "a refused connect() fails with EPERM",
         ),
     },
+    Feature {
+        name: "helper skc_to_mptcp_sock",
+        program: SOCK_ADDR,
+        what: What::Helper(BpfHelper::BPF_FUNC_skc_to_mptcp_sock),
+        since: "5.19, with MPTCP",
+        without: Without::Differs(
+            "getpeername() of an MPTCP socket shows the origin",
+            "getpeername() of an MPTCP socket shows the agent",
+        ),
+    },
 ];
-const SET_RETVAL: &str = "helper set_retval";
 
 /// Tries each feature, in the order of the table.
 pub(super) fn findings(prober: &impl Prober) -> Vec<Finding> {
@@ -261,9 +285,10 @@ mod tests {
             lacks: None,
             mute: true,
         });
-        for finding in found {
+        for (feature, finding) in FEATURES.iter().zip(found) {
+            let differs = matches!(feature.without, Without::Differs(..));
             assert!(
-                finding.name == SET_RETVAL || (!finding.ok && finding.remedy.is_some()),
+                differs || (!finding.ok && finding.remedy.is_some()),
                 "{finding:?}"
             );
             assert!(!finding.detail.starts_with("there"), "{finding:?}");
