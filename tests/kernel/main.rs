@@ -3,6 +3,7 @@
 
 mod counters;
 mod floor;
+mod identity;
 mod kernel_log;
 mod lifecycle;
 mod liveness;

@@ -28,7 +28,7 @@ use crate::snapshot::{Current, Snapshot};
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
-use crate::workload::Workloads;
+use crate::workload::{self, Workloads};
 
 mod namespaces;
 
@@ -314,6 +314,10 @@ fn snapshot(
         vaults,
         on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
+        pods: match config.intercept.pod_facts {
+            Some(path) => Arc::new(workload::Directory::new(path)),
+            None => Arc::new(workload::NoFacts),
+        },
     })
 }
 

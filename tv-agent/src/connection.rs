@@ -140,16 +140,13 @@ impl Connections {
         flow: &mut Flow,
     ) -> Result<Served, Error> {
         // Who, and where to: from the kernel half alone. Nobody else may be served.
-        let Some(recorded) = self.origins.take(cookie, peer).map_err(Error::Lookup)? else {
+        let Some(recorded) = take(&*self.origins, &stream, peer, cookie)? else {
             reset_on_close(&stream);
             return Err(Error::Unrecorded);
         };
-        let workload = self.workloads.identify(&recorded);
+        let workload = self.workloads.identify(&recorded, &*self.current.load().pods);
         flow.origin = Some(recorded.origin.to_string());
-        flow.cgroup = workload.cgroup.as_deref().map(str::to_owned);
-        let Identity { unit, pod, container } = workload.identity();
-        (flow.unit, flow.pod, flow.container) = (unit, pod, container);
-        (flow.tgid, flow.uid) = (workload.tgid, workload.uid);
+        introduce(flow, &workload);
         let Some(_place) = self.places.take(workload.cgroup_id) else {
             reset_on_close(&stream);
             return Err(Error::Refused("too_many_connections"));
@@ -260,6 +257,37 @@ impl Connections {
     }
 }
 
+/// The record of this connection, never that of another one with the same address and port: a client that is
+/// gone (ENOTCONN) frees them, and whoever has them next is recorded under the same key.
+fn take(
+    origins: &dyn OriginLookup,
+    stream: &TcpStream,
+    peer: PeerAddr,
+    cookie: NetnsCookie,
+) -> Result<Option<Recorded>, Error> {
+    stream.peer_addr().map_err(Error::Read)?;
+    let recorded = origins.take(cookie, peer).map_err(Error::Lookup)?;
+    stream.peer_addr().map_err(Error::Read)?;
+    Ok(recorded)
+}
+
+/// Who it is, for the record.
+fn introduce(flow: &mut Flow, workload: &Workload) {
+    if let Some(cgroup) = workload.cgroup.as_deref() {
+        flow.cgroup = Some(cgroup.path.clone());
+        let Identity { unit, pod, container } = cgroup.identity.clone();
+        (flow.unit, flow.pod, flow.container) = (unit, pod, container);
+    }
+    if let Some(pod) = workload.pod.as_deref() {
+        flow.pod_namespace = Some(pod.namespace.clone());
+        flow.pod_name = Some(pod.name.clone());
+        flow.service_account = Some(pod.service_account.clone());
+    }
+    (flow.tgid, flow.uid) = (workload.tgid, workload.uid.unwrap_or_default());
+    flow.process = workload.process.as_deref().map(str::to_owned);
+    flow.user = workload.user.as_deref().map(str::to_owned);
+}
+
 /// One open connection in the metrics, also when a drain cuts it off.
 struct Open<'a>(&'a Metrics);
 
@@ -297,3 +325,6 @@ fn protocol_of(mirrored: Protocol, hello: &Hello) -> Protocol {
         mirrored
     }
 }
+
+#[cfg(test)]
+mod tests;

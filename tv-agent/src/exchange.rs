@@ -20,7 +20,7 @@ use crate::flows::{Flow, Flows};
 use crate::inject::{self, Presented};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::policy::{OnMissingToken, Route};
+use crate::policy::{Found, OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
 use crate::token::{Grant, Obtained, Tokens};
@@ -160,7 +160,11 @@ impl Session {
         let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
         let path = inject::loggable_path(request.uri(), request.headers());
-        let route = snapshot.routes.find(&self.target.host, &self.workload);
+        let route = match snapshot.routes.find(&self.target.host, &self.workload) {
+            Found::Route(route) => Some(route),
+            // New routes, for which too little was known of the workload when it connected.
+            Found::Unsettled(_) | Found::Nothing => None,
+        };
         let asked = Asked {
             connection: route.map(|r| &*r.connection),
             grpc: is_grpc(&request),

@@ -53,6 +53,10 @@ pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 /// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
 pub const TRUST_ENTRIES: usize = 8192;
+/// Largest file with the facts of one pod, bytes.
+pub const POD_FACTS_BYTES: u64 = 64 * 1024;
+/// Longest time between connect() and accept(): a record that is older was left by a connection that never came.
+pub const RECORD_AGE: Duration = Duration::from_secs(30);
 /// Connections served at once; further ones wait in the listen queue.
 pub const CONNECTIONS: usize = 8192;
 /// Connections of one workload (cgroup) served at once; further ones are reset, so that the others get theirs.

@@ -10,12 +10,15 @@ use crate::decide::OnUnknownName;
 use crate::policy::Routes;
 use crate::token::Vault;
 use crate::upstream::Upstreams;
+use crate::workload::PodFacts;
 
 pub struct Snapshot {
     pub routes: Routes,
     pub vaults: HashMap<Arc<str>, Arc<Vault>>,
     pub on_unknown_name: OnUnknownName,
     pub upstreams: Arc<Upstreams>,
+    /// Where the facts of pods come from.
+    pub pods: Arc<dyn PodFacts>,
 }
 
 impl Snapshot {

@@ -18,6 +18,7 @@ use tv_ebpf::{Reason, Record, Settings, TupleKey};
 use super::{AgentDown, Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
+use crate::limits;
 
 /// How long one heartbeat is good for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -170,6 +171,10 @@ impl OriginLookup for Handles {
         };
         // Taken, not read: the same address and port may come again, with another origin.
         tuples.remove(&key).map_err(io::Error::other)?;
+        let connected = Duration::from_nanos(record.connected_ns);
+        if is_stale(connected, now(ClockId::CLOCK_BOOTTIME)) {
+            return Ok(None);
+        }
         Ok(Some(Recorded {
             origin: OriginAddr(SocketAddr::new(
                 from_mapped(abi::octets(record.origin)),
@@ -178,8 +183,15 @@ impl OriginLookup for Handles {
             cgroup_id: record.cgroup_id,
             tgid: record.tgid,
             uid: record.uid,
+            connected,
         }))
     }
+}
+
+/// Whether a record was left by a connection that never came, such as one whose SYN met a full queue. Whoever has
+/// its address and port now, and reached the listener by itself, is somebody else.
+fn is_stale(connected: Duration, now: Duration) -> bool {
+    now.saturating_sub(connected) > limits::RECORD_AGE
 }
 
 impl OwnSocket for Handles {
@@ -346,7 +358,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// CLOCK_MONOTONIC, the clock of bpf_ktime_get_ns().
 fn now_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| nanoseconds(Duration::from(now)))
+    nanoseconds(now(ClockId::CLOCK_MONOTONIC))
+}
+
+fn now(clock: ClockId) -> Duration {
+    clock_gettime(clock).map_or(Duration::ZERO, Duration::from)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -22,6 +22,7 @@ fn recorded(origin: std::net::SocketAddr) -> Recorded {
         cgroup_id: 1,
         tgid: 1,
         uid: 0,
+        connected: Duration::ZERO,
     }
 }
 

@@ -85,3 +85,15 @@ fn an_ipv6_prefix_never_bypasses_ipv4() {
     let link_local = to_mapped("fe80::".parse().unwrap());
     assert_eq!(nets(&["fe80::/10"]), [((10, link_local), 1)].into());
 }
+
+#[test]
+fn a_record_is_good_for_a_while_only() {
+    let connected = Duration::from_secs(1000);
+    assert!(!is_stale(connected, connected + limits::RECORD_AGE));
+    assert!(is_stale(
+        connected,
+        connected + limits::RECORD_AGE + Duration::from_nanos(1)
+    ));
+    // The two clocks are read one after the other; a record from the future is no older for it.
+    assert!(!is_stale(connected, connected - Duration::from_secs(1)));
+}
