@@ -36,11 +36,11 @@ async fn is_swapped(flow: &Flow, cgroup: u64) {
 
 /// Neither opened nor let through.
 async fn is_refused(flow: &Flow, cgroup: u64) {
-    let before = flow.origin.connections().accepted();
+    let before = flow.origin.count();
     let error = flow.tls_trusting(from(flow, cgroup), flow.pki.root()).await;
     assert_eq!(error.unwrap_err().kind(), ErrorKind::ConnectionReset);
     flow.ended("refuse", "workload_unknown").await;
-    assert_eq!(flow.origin.connections().accepted(), before);
+    assert_eq!(flow.origin.count(), before);
 }
 
 /// TLS with the origin itself.

@@ -245,6 +245,16 @@ impl Flow {
         root: &CertificateDer<'static>,
     ) -> io::Result<TlsStream> {
         let stream = self.tcp(dial.origin, dial.cgroup).await;
+        self.tls_on(stream, dial, root).await
+    }
+
+    /// The same on a connection that is there.
+    pub async fn tls_on(
+        &self,
+        stream: TcpStream,
+        dial: Dial<'_>,
+        root: &CertificateDer<'static>,
+    ) -> io::Result<TlsStream> {
         let name = ServerName::try_from(dial.host.to_owned()).expect("a name");
         let connector = TlsConnector::from(client_config(root, dial.alpn));
         within(connector.connect(name, stream)).await

@@ -27,6 +27,7 @@ use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
+use crate::tunnel::Pipes;
 use crate::upstream::{Upstreams, roots};
 use crate::workload::{self, Workloads};
 
@@ -149,6 +150,7 @@ impl Agent {
                 time: limits::HELLO_TIME,
             },
             places: Places::new(limits::CONNECTIONS_PER_WORKLOAD),
+            pipes: Pipes::new(limits::TUNNEL_PIPES),
             metrics: metrics.clone(),
             stop: stopped.clone(),
         });

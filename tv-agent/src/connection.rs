@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::addr::{NetnsCookie, PeerAddr};
 use crate::candidates::Candidates;
-use crate::decide::{self, Decision};
+use crate::decide::{self, Decision, OnUnknownName};
 use crate::dial::{self, Dialer, reset_on_close};
 use crate::exchange::{self, Exchange, Session};
 use crate::flows::Flow;
@@ -21,9 +21,13 @@ use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
 use crate::snapshot::Current;
 use crate::terminate::{self, Terminator};
-use crate::tunnel::{self, Speaker};
+use crate::tunnel::{self, Pipes, Speaker};
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::{Identity, Workload, Workloads};
+
+mod early;
+
+use early::Early;
 
 /// What all connections share.
 pub struct Connections {
@@ -37,6 +41,8 @@ pub struct Connections {
     pub hello: Caps,
     /// Connections that each workload has open.
     pub places: Places,
+    /// For tunnels that carry much.
+    pub pipes: Pipes,
     pub metrics: Metrics,
     /// Becomes true when the agent is told to stop.
     pub stop: watch::Receiver<bool>,
@@ -74,7 +80,6 @@ impl Error {
             | Self::Read(_)
             | Self::Refused(_)
             | Self::Dial(_)
-            | Self::Tunnel(tunnel::Error::Dial(_))
             | Self::Terminate(_) => "refuse",
         }
     }
@@ -86,7 +91,7 @@ impl Error {
             Self::Lookup(_) => "lookup_failed",
             Self::Read(_) => "closed_early",
             Self::Refused(why) => why,
-            Self::Dial(error) | Self::Tunnel(tunnel::Error::Dial(error)) => error.class().label(),
+            Self::Dial(error) => error.class().label(),
             Self::Tunnel(tunnel::Error::Broken(_)) => "tunnel_broken",
             Self::Tunnel(tunnel::Error::Idle { .. }) => "tunnel_idle",
             Self::Terminate(error) => error.reason(),
@@ -154,8 +159,17 @@ impl Connections {
         let dialer = self.dialer.within(netns);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);
+        let began = Instant::now();
+        let (mut speaker, mut early) = self.first_word(&stream, &recorded, &dialer).await?;
+        let mut caps = Caps {
+            time: self.hello.time.saturating_sub(began.elapsed()),
+            ..self.hello
+        };
         loop {
-            let (first, seen) = hello::read(&mut stream, self.hello).await.map_err(Error::Read)?;
+            let (first, seen) = match speaker {
+                Speaker::Client => hello::read(&mut stream, caps).await.map_err(Error::Read)?,
+                Speaker::Origin | Speaker::Nobody => (First::Silent, Vec::new()),
+            };
             if let First::Hello(hello) = &first {
                 flow.host = hello.sni.as_ref().map(ToString::to_string);
             }
@@ -164,17 +178,23 @@ impl Connections {
                     reset_on_close(&stream);
                     return Err(Error::Refused(why));
                 }
-                Decision::Tunnel(why) if first == First::Silent => {
-                    let (origin, speaker) = wait_for_speaker(&stream, &recorded, &dialer).await?;
-                    match speaker {
-                        // It was only slow: look at what it says.
-                        Speaker::Client => {}
-                        Speaker::Nobody => return Ok(("tunnel", "never_spoke")),
-                        Speaker::Origin => return self.tunnel_on(stream, origin, why).await,
-                    }
-                }
                 Decision::Tunnel(why) => {
-                    tunnel::run(stream, &recorded, &seen, &dialer, limits::TUNNEL_IDLE).await?;
+                    let origin = early
+                        .connect(&dialer, recorded.origin)
+                        .await
+                        .inspect_err(|_| reset_on_close(&stream))?;
+                    if first == First::Silent && speaker != Speaker::Origin {
+                        match tunnel::first_speaker(&stream, &origin, limits::TUNNEL_IDLE).await {
+                            // It was only slow: look at what it says.
+                            Speaker::Client => {
+                                (speaker, early, caps) = (Speaker::Client, Early::There(origin), self.hello);
+                                continue;
+                            }
+                            Speaker::Nobody => return Ok(("tunnel", "never_spoke")),
+                            Speaker::Origin => {}
+                        }
+                    }
+                    tunnel::run(stream, origin, &seen, &self.pipes, limits::TUNNEL_IDLE).await?;
                     return Ok(("tunnel", why));
                 }
                 Decision::Terminate { host, route } => {
@@ -188,12 +208,35 @@ impl Connections {
                         workload: workload.cgroup_id,
                         netns: netns.clone(),
                     };
+                    let dialled = early.unused().await.inspect_err(|_| reset_on_close(&stream))?;
+                    let io = Replay::new(seen, stream);
                     return self
-                        .terminate(Replay::new(seen, stream), target, &hello, workload, flow.clone())
+                        .terminate(io, target, dialled, &hello, workload, flow.clone())
                         .await;
                 }
             }
         }
+    }
+
+    /// Who says something first; the origin is dialled meanwhile where a tunnel is likely.
+    ///
+    /// Not for an address of a routed host, to which connections are kept, and not where unknown names are refused:
+    /// there, nothing goes out before the decision.
+    async fn first_word(
+        &self,
+        stream: &TcpStream,
+        recorded: &Recorded,
+        dialer: &Dialer,
+    ) -> Result<(Speaker, Early), Error> {
+        let refusing = self.current.load().on_unknown_name == OnUnknownName::Refuse;
+        if refusing || self.candidates.contains(recorded.origin.0.ip()) {
+            return Ok((Speaker::Client, Early::None));
+        }
+        let (patience, limit) = (limits::EARLY_DIAL, self.hello.time);
+        early::first_word(stream, dialer, recorded.origin, patience, limit)
+            .await
+            .inspect_err(|_| reset_on_close(stream))
+            .map_err(Error::Dial)
     }
 
     fn decide(&self, first: &First, recorded: &Recorded, workload: &Workload) -> Decision {
@@ -208,25 +251,11 @@ impl Connections {
         )
     }
 
-    async fn tunnel_on(
-        &self,
-        mut stream: TcpStream,
-        mut origin: TcpStream,
-        why: &'static str,
-    ) -> Result<Served, Error> {
-        tunnel::copy(&mut stream, &mut origin, &[], limits::TUNNEL_IDLE)
-            .await
-            .inspect_err(|_| {
-                reset_on_close(&stream);
-                reset_on_close(&origin);
-            })?;
-        Ok(("tunnel", why))
-    }
-
     async fn terminate(
         &self,
         io: Replay<TcpStream>,
         target: Target,
+        dialled: Option<TcpStream>,
         hello: &Hello,
         workload: Workload,
         flow: Flow,
@@ -234,7 +263,7 @@ impl Connections {
         self.candidates.learn(target.origin.0.ip());
         // The origin first: its choice of protocol is ours, and one that cannot be reached is told by reset,
         // before the workload believes in a connection.
-        let origin_speaks = match self.current.load().upstreams.prepare(&target).await {
+        let origin_speaks = match self.current.load().upstreams.prepare(&target, dialled).await {
             Ok(protocol) => protocol,
             Err(upstream::Error::Dial(error)) => {
                 reset_on_close(io.get_ref());
@@ -302,19 +331,6 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.open_connections.dec();
     }
-}
-
-async fn wait_for_speaker(
-    stream: &TcpStream,
-    recorded: &Recorded,
-    dialer: &Dialer,
-) -> Result<(TcpStream, Speaker), Error> {
-    let origin = dialer
-        .connect(recorded.origin)
-        .await
-        .inspect_err(|_| reset_on_close(stream))?;
-    let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
-    Ok((origin, speaker))
 }
 
 /// A client without ALPN speaks HTTP/1.1, whatever the origin does.

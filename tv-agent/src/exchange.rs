@@ -213,7 +213,7 @@ impl Session {
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
-            .prepare(&self.target)
+            .prepare(&self.target, None)
             .await
             .map_err(|error| refusal_of(&error))?;
         match presented {

@@ -69,6 +69,10 @@ pub const H2_WINDOW: u32 = 1024 * 1024;
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// A tunnel, or a connection that switched its protocol, without a byte in either direction is closed after this.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+/// Pipes for long tunnels, two descriptors each; beyond, bytes are copied.
+pub const TUNNEL_PIPES: usize = 256;
+/// A client that has said nothing for so long lets the origin be dialled meanwhile.
+pub const EARLY_DIAL: Duration = Duration::from_millis(1);
 /// An upstream connection without a request is closed after this.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections kept per pool key.

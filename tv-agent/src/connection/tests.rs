@@ -67,3 +67,68 @@ async fn a_client_that_goes_meanwhile_is_not_served_with_what_may_be_anothers_re
     let error = take(&table, &stream, peer, NetnsCookie(1)).unwrap_err();
     assert_eq!((error.reason(), table.asked()), ("closed_early", 1));
 }
+
+/// A client, its connection as accepted, and an origin that gives each connection to the test.
+async fn between() -> (TcpStream, TcpStream, TcpListener, OriginAddr, Dialer) {
+    let (client, stream, _) = connected().await;
+    let origin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = OriginAddr(origin.local_addr().unwrap());
+    let dialer = Dialer::new(Arc::new(dial::Unflagged), Duration::from_secs(5));
+    (client, stream, origin, address, dialer)
+}
+
+const LONG: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn a_client_that_speaks_at_once_lets_nothing_be_dialled() {
+    let (client, stream, origin, address, dialer) = between().await;
+    client.try_write(b"x").unwrap();
+    let (speaker, early) = early::first_word(&stream, &dialer, address, LONG, LONG)
+        .await
+        .unwrap();
+    assert_eq!(speaker, Speaker::Client);
+    assert!(matches!(early, Early::None));
+    let nobody = tokio::time::timeout(Duration::from_millis(20), origin.accept());
+    assert!(nobody.await.is_err());
+}
+
+#[tokio::test]
+async fn whoever_speaks_first_is_told_with_the_connection_that_was_made() {
+    let soon = Duration::from_millis(1);
+    let (_client, stream, origin, address, dialer) = between().await;
+    let (heard, accepted) = tokio::join!(early::first_word(&stream, &dialer, address, soon, LONG), async {
+        let (served, _) = origin.accept().await.unwrap();
+        served.try_write(b"220").unwrap();
+        served
+    });
+    let (speaker, early) = heard.unwrap();
+    assert_eq!(speaker, Speaker::Origin);
+    // It has spoken, which no TLS origin does: not for a request.
+    assert!(early.unused().await.unwrap().is_none());
+    drop(accepted);
+
+    let (client, stream, origin, address, dialer) = between().await;
+    let (heard, accepted) = tokio::join!(early::first_word(&stream, &dialer, address, soon, LONG), async {
+        let (served, _) = origin.accept().await.unwrap();
+        client.try_write(b"x").unwrap();
+        served
+    });
+    let (speaker, early) = heard.unwrap();
+    assert_eq!(speaker, Speaker::Client);
+    let used = early.unused().await.unwrap().expect("a silent connection");
+    assert_eq!(used.local_addr().unwrap(), accepted.peer_addr().unwrap());
+
+    let (_client, stream, _origin, address, dialer) = between().await;
+    let heard = early::first_word(&stream, &dialer, address, soon, 20 * soon).await;
+    let (speaker, early) = heard.unwrap();
+    assert_eq!(speaker, Speaker::Nobody);
+    early.connect(&dialer, address).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_origin_that_cannot_be_reached_ends_the_wait() {
+    let (_client, stream, origin, address, dialer) = between().await;
+    drop(origin);
+    let heard = early::first_word(&stream, &dialer, address, Duration::from_millis(1), LONG).await;
+    assert!(matches!(heard, Err(dial::Error::Connect { .. })));
+}
