@@ -286,7 +286,8 @@ async fn hellos_that_cannot_be_read_are_refused_and_counted() {
         began.elapsed()
     );
     flow.ended("refuse", "hello_too_slow").await;
-    assert_eq!(flow.origin.connections().accepted(), 0);
+    // It may have been dialled, as the workload itself would have, while a hello was slow to come.
+    assert_eq!(flow.origin.count(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

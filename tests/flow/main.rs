@@ -10,5 +10,7 @@ mod policy;
 mod protocols;
 mod reload;
 mod secrets;
+mod tunnels;
 mod upgrades;
 mod vault;
+mod workloads;

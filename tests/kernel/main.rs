@@ -4,6 +4,7 @@
 mod counters;
 mod faults;
 mod floor;
+mod identity;
 mod kernel_log;
 mod lifecycle;
 mod liveness;

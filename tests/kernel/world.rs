@@ -162,6 +162,11 @@ impl World {
         Probe::start(env!("CARGO_BIN_EXE_tv-probe"), Some(&self.cgroup))
     }
 
+    /// A workload in a cgroup of the test's own.
+    pub fn workload_in(&self, cgroup: &TestCgroup) -> Probe {
+        Probe::start(env!("CARGO_BIN_EXE_tv-probe"), Some(cgroup))
+    }
+
     /// A process that nothing is attached to.
     pub fn bystander(&self) -> Probe {
         Probe::start(env!("CARGO_BIN_EXE_tv-probe"), None)

@@ -130,7 +130,10 @@ impl Setup {
             origins: records.clone(),
             own: Arc::new(Unflagged),
             namespaces: None,
-            workloads: Arc::new(Workloads::new(dir.path().into(), vec![])),
+            workloads: Arc::new(Workloads::new(
+                dir.path().join("cgroup"),
+                vec![dir.path().join("cgroup")],
+            )),
             authority: authority.clone(),
             metrics: metrics.clone(),
             listen_v4: LOOPBACK,
@@ -190,6 +193,20 @@ impl Flow {
         )
     }
 
+    /// The id of a cgroup that the agent can see. Every other id is out of its sight.
+    pub fn cgroup(&self, path: &str) -> u64 {
+        let path = self.dir.path().join("cgroup").join(path.trim_start_matches('/'));
+        std::fs::create_dir_all(&path).expect("a directory");
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(&path).expect("a directory"))
+    }
+
+    /// Says what is known of a pod, as `intercept.pod_facts` has it.
+    pub fn know_pod(&self, uid: &str, facts: Value) {
+        let directory = self.dir.path().join("pods");
+        std::fs::create_dir_all(&directory).expect("a directory");
+        std::fs::write(directory.join(format!("{uid}.json")), facts.to_string()).expect("a file");
+    }
+
     pub fn dial<'a>(&self, host: &'a str, alpn: &'a [&'a str]) -> Dial<'a> {
         Dial {
             host,
@@ -228,6 +245,16 @@ impl Flow {
         root: &CertificateDer<'static>,
     ) -> io::Result<TlsStream> {
         let stream = self.tcp(dial.origin, dial.cgroup).await;
+        self.tls_on(stream, dial, root).await
+    }
+
+    /// The same on a connection that is there.
+    pub async fn tls_on(
+        &self,
+        stream: TcpStream,
+        dial: Dial<'_>,
+        root: &CertificateDer<'static>,
+    ) -> io::Result<TlsStream> {
         let name = ServerName::try_from(dial.host.to_owned()).expect("a name");
         let connector = TlsConnector::from(client_config(root, dial.alpn));
         within(connector.connect(name, stream)).await
@@ -242,6 +269,7 @@ impl Flow {
             cgroup_id,
             tgid: 1,
             uid: 1000,
+            connected: Duration::ZERO,
         };
         let peer = socket.local_addr().expect("an address");
         lock(&self.records.0).insert(peer, recorded);
@@ -326,7 +354,7 @@ impl OriginLookup for Records {
 fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Config {
     let roots = json!([dir.join("root.pem")]);
     let document = json!({
-        "intercept": { "on_unknown_name": unknown },
+        "intercept": { "on_unknown_name": unknown, "pod_facts": dir.join("pods") },
         "vaults": { "main": {
             "kind": "auth0_token_vault",
             "token_endpoint": format!("https://{}/oauth/token", auth0.addrs()[0]),

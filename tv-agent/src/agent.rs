@@ -30,8 +30,9 @@ use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
+use crate::tunnel::Pipes;
 use crate::upstream::{Upstreams, roots};
-use crate::workload::Workloads;
+use crate::workload::{self, Workloads};
 
 mod ending;
 mod namespaces;
@@ -176,6 +177,7 @@ impl Agent {
                 time: limits::HELLO_TIME,
             },
             places: Places::new(room / limits::SHARE_OF_WORKLOAD),
+            pipes: Pipes::new(limits::TUNNEL_PIPES),
             metrics: metrics.clone(),
             phase: watched.clone(),
         });
@@ -195,9 +197,12 @@ impl Agent {
                 visitors: visitors.clone(),
                 home,
                 workloads: workloads.clone(),
-                scope: {
+                current: {
                     let current = current.clone();
-                    Arc::new(move || current.load().scope.clone())
+                    Arc::new(move || {
+                        let snapshot = current.load();
+                        (snapshot.scope.clone(), snapshot.pods.clone())
+                    })
                 },
                 flows: flows.clone(),
                 metrics: metrics.clone(),
@@ -352,6 +357,10 @@ fn snapshot(
         vaults,
         on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
+        pods: match config.intercept.pod_facts {
+            Some(path) => Arc::new(workload::Directory::new(path)),
+            None => Arc::new(workload::NoFacts),
+        },
     })
 }
 

@@ -107,10 +107,39 @@ pub struct ExplainArgs {
     /// The caller's cgroup, a path below the cgroup2 mount.
     #[arg(long, value_name = "CGROUP")]
     pub workload: Option<String>,
+    /// The caller's user id.
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
+    #[command(flatten)]
+    pub pod: PodArgs,
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+/// The facts of the caller's pod; without them intercept.pod_facts is asked.
+#[derive(Args, Default)]
+pub struct PodArgs {
+    #[arg(long, value_name = "NAMESPACE", requires = "pod_name")]
+    pub pod_namespace: Option<String>,
+    #[arg(long, value_name = "NAME", requires = "pod_namespace")]
+    pub pod_name: Option<String>,
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "pod_namespace",
+        default_value = "default"
+    )]
+    pub pod_service_account: String,
+    /// May be given several times.
+    #[arg(long, value_name = "KEY=VALUE", requires = "pod_namespace", value_parser = label)]
+    pub pod_label: Vec<(String, String)>,
+}
+
+fn label(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("is not KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 #[derive(Args)]

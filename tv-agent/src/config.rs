@@ -19,6 +19,7 @@ use crate::token::{ClientAuth, Encoding, VaultSettings};
 mod builtin;
 mod check;
 mod raw;
+mod workloads;
 
 pub use raw::{OnAgentDown, Quic};
 
@@ -53,6 +54,8 @@ pub struct Intercept {
     pub quic: Quic,
     pub on_agent_down: OnAgentDown,
     pub on_unknown_name: OnUnknownName,
+    /// Directory with the facts of pods, see [`crate::workload::Directory`].
+    pub pod_facts: Option<PathBuf>,
 }
 
 /// A vault's settings, with the files of its roots still to be read.
@@ -198,6 +201,7 @@ impl Default for Intercept {
             quic: Quic::Block,
             on_agent_down: OnAgentDown::Closed,
             on_unknown_name: OnUnknownName::Tunnel,
+            pod_facts: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::addr::{NetnsCookie, PeerAddr};
 use crate::candidates::Candidates;
-use crate::decide::{self, Decision};
+use crate::decide::{self, Decision, OnUnknownName};
 use crate::dial::{self, Dialer, reset_on_close};
 use crate::exchange::{self, Exchange, Session};
 use crate::flows::Flow;
@@ -22,9 +22,13 @@ use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
 use crate::snapshot::Current;
 use crate::terminate::{self, Terminator};
-use crate::tunnel::{self, Speaker};
+use crate::tunnel::{self, Pipes, Speaker};
 use crate::upstream::{self, Protocol, Target};
-use crate::workload::{Identity, Workload, Workloads};
+use crate::workload::{Workload, Workloads};
+
+mod early;
+
+use early::Early;
 
 /// What all connections share.
 pub struct Connections {
@@ -38,6 +42,8 @@ pub struct Connections {
     pub hello: Caps,
     /// Connections that each workload has open.
     pub places: Places,
+    /// For tunnels that carry much.
+    pub pipes: Pipes,
     pub metrics: Metrics,
     pub phase: watch::Receiver<Phase>,
 }
@@ -74,7 +80,6 @@ impl Error {
             | Self::Read(_)
             | Self::Refused(_)
             | Self::Dial(_)
-            | Self::Tunnel(tunnel::Error::Dial(_))
             | Self::Terminate(_) => "refuse",
         }
     }
@@ -86,7 +91,7 @@ impl Error {
             Self::Lookup(_) => "lookup_failed",
             Self::Read(_) => "closed_early",
             Self::Refused(why) => why,
-            Self::Dial(error) | Self::Tunnel(tunnel::Error::Dial(error)) => error.class().label(),
+            Self::Dial(error) => error.class().label(),
             Self::Tunnel(tunnel::Error::Broken(_)) => "tunnel_broken",
             Self::Tunnel(tunnel::Error::Idle { .. }) => "tunnel_idle",
             Self::Terminate(error) => error.reason(),
@@ -140,16 +145,13 @@ impl Connections {
         flow: &mut Flow,
     ) -> Result<Served, Error> {
         // Who, and where to: from the kernel half alone. Nobody else may be served.
-        let Some(recorded) = self.origins.take(cookie, peer).map_err(Error::Lookup)? else {
+        let Some(recorded) = take(&*self.origins, &stream, peer, cookie)? else {
             reset_on_close(&stream);
             return Err(Error::Unrecorded);
         };
-        let workload = self.workloads.identify(&recorded);
+        let workload = self.workloads.identify(&recorded, &*self.current.load().pods);
         flow.origin = Some(recorded.origin.to_string());
-        flow.cgroup = workload.cgroup.as_deref().map(str::to_owned);
-        let Identity { unit, pod, container } = workload.identity();
-        (flow.unit, flow.pod, flow.container) = (unit, pod, container);
-        (flow.tgid, flow.uid) = (workload.tgid, workload.uid);
+        workload.introduce(flow);
         let Some(_place) = self.places.take(workload.cgroup_id) else {
             reset_on_close(&stream);
             return Err(Error::Refused("too_many_connections"));
@@ -157,8 +159,17 @@ impl Connections {
         let dialer = self.dialer.within(netns);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);
+        let began = Instant::now();
+        let (mut speaker, mut early) = self.first_word(&stream, &recorded, &dialer).await?;
+        let mut caps = Caps {
+            time: self.hello.time.saturating_sub(began.elapsed()),
+            ..self.hello
+        };
         loop {
-            let (first, seen) = hello::read(&mut stream, self.hello).await.map_err(Error::Read)?;
+            let (first, seen) = match speaker {
+                Speaker::Client => hello::read(&mut stream, caps).await.map_err(Error::Read)?,
+                Speaker::Origin | Speaker::Nobody => (First::Silent, Vec::new()),
+            };
             if let First::Hello(hello) = &first {
                 flow.host = hello.sni.as_ref().map(ToString::to_string);
             }
@@ -167,17 +178,23 @@ impl Connections {
                     reset_on_close(&stream);
                     return Err(Error::Refused(why));
                 }
-                Decision::Tunnel(why) if first == First::Silent => {
-                    let (origin, speaker) = wait_for_speaker(&stream, &recorded, &dialer).await?;
-                    match speaker {
-                        // It was only slow: look at what it says.
-                        Speaker::Client => {}
-                        Speaker::Nobody => return Ok(("tunnel", "never_spoke")),
-                        Speaker::Origin => return self.tunnel_on(stream, origin, why).await,
-                    }
-                }
                 Decision::Tunnel(why) => {
-                    tunnel::run(stream, &recorded, &seen, &dialer, limits::TUNNEL_IDLE).await?;
+                    let origin = early
+                        .connect(&dialer, recorded.origin)
+                        .await
+                        .inspect_err(|_| reset_on_close(&stream))?;
+                    if first == First::Silent && speaker != Speaker::Origin {
+                        match tunnel::first_speaker(&stream, &origin, limits::TUNNEL_IDLE).await {
+                            // It was only slow: look at what it says.
+                            Speaker::Client => {
+                                (speaker, early, caps) = (Speaker::Client, Early::There(origin), self.hello);
+                                continue;
+                            }
+                            Speaker::Nobody => return Ok(("tunnel", "never_spoke")),
+                            Speaker::Origin => {}
+                        }
+                    }
+                    tunnel::run(stream, origin, &seen, &self.pipes, limits::TUNNEL_IDLE).await?;
                     return Ok(("tunnel", why));
                 }
                 Decision::Terminate { host, route } => {
@@ -191,12 +208,35 @@ impl Connections {
                         workload: workload.cgroup_id,
                         netns: netns.clone(),
                     };
+                    let dialled = early.unused().await.inspect_err(|_| reset_on_close(&stream))?;
+                    let io = Replay::new(seen, stream);
                     return self
-                        .terminate(Replay::new(seen, stream), target, &hello, workload, flow.clone())
+                        .terminate(io, target, dialled, &hello, workload, flow.clone())
                         .await;
                 }
             }
         }
+    }
+
+    /// Who says something first; the origin is dialled meanwhile where a tunnel is likely.
+    ///
+    /// Not for an address of a routed host, to which connections are kept, and not where unknown names are refused:
+    /// there, nothing goes out before the decision.
+    async fn first_word(
+        &self,
+        stream: &TcpStream,
+        recorded: &Recorded,
+        dialer: &Dialer,
+    ) -> Result<(Speaker, Early), Error> {
+        let refusing = self.current.load().on_unknown_name == OnUnknownName::Refuse;
+        if refusing || self.candidates.contains(recorded.origin.0.ip()) {
+            return Ok((Speaker::Client, Early::None));
+        }
+        let (patience, limit) = (limits::EARLY_DIAL, self.hello.time);
+        early::first_word(stream, dialer, recorded.origin, patience, limit)
+            .await
+            .inspect_err(|_| reset_on_close(stream))
+            .map_err(Error::Dial)
     }
 
     fn decide(&self, first: &First, recorded: &Recorded, workload: &Workload) -> Decision {
@@ -211,25 +251,11 @@ impl Connections {
         )
     }
 
-    async fn tunnel_on(
-        &self,
-        mut stream: TcpStream,
-        mut origin: TcpStream,
-        why: &'static str,
-    ) -> Result<Served, Error> {
-        tunnel::copy(&mut stream, &mut origin, &[], limits::TUNNEL_IDLE)
-            .await
-            .inspect_err(|_| {
-                reset_on_close(&stream);
-                reset_on_close(&origin);
-            })?;
-        Ok(("tunnel", why))
-    }
-
     async fn terminate(
         &self,
         io: Replay<TcpStream>,
         target: Target,
+        dialled: Option<TcpStream>,
         hello: &Hello,
         workload: Workload,
         flow: Flow,
@@ -237,7 +263,7 @@ impl Connections {
         self.candidates.learn(target.origin.0.ip());
         // The origin first: its choice of protocol is ours, and one that cannot be reached is told by reset,
         // before the workload believes in a connection.
-        let origin_speaks = match self.current.load().upstreams.prepare(&target).await {
+        let origin_speaks = match self.current.load().upstreams.prepare(&target, dialled).await {
             Ok(protocol) => protocol,
             Err(upstream::Error::Dial(error)) => {
                 reset_on_close(io.get_ref());
@@ -260,6 +286,20 @@ impl Connections {
     }
 }
 
+/// The record of this connection, never that of another one with the same address and port: a client that is
+/// gone (ENOTCONN) frees them, and whoever has them next is recorded under the same key.
+fn take(
+    origins: &dyn OriginLookup,
+    stream: &TcpStream,
+    peer: PeerAddr,
+    cookie: NetnsCookie,
+) -> Result<Option<Recorded>, Error> {
+    stream.peer_addr().map_err(Error::Read)?;
+    let recorded = origins.take(cookie, peer).map_err(Error::Lookup)?;
+    stream.peer_addr().map_err(Error::Read)?;
+    Ok(recorded)
+}
+
 /// One open connection in the metrics, also when a drain cuts it off.
 struct Open<'a>(&'a Metrics);
 
@@ -276,19 +316,6 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn wait_for_speaker(
-    stream: &TcpStream,
-    recorded: &Recorded,
-    dialer: &Dialer,
-) -> Result<(TcpStream, Speaker), Error> {
-    let origin = dialer
-        .connect(recorded.origin)
-        .await
-        .inspect_err(|_| reset_on_close(stream))?;
-    let speaker = tunnel::first_speaker(stream, &origin, limits::TUNNEL_IDLE).await;
-    Ok((origin, speaker))
-}
-
 /// A client without ALPN speaks HTTP/1.1, whatever the origin does.
 fn protocol_of(mirrored: Protocol, hello: &Hello) -> Protocol {
     if hello.alpn.is_empty() {
@@ -297,3 +324,6 @@ fn protocol_of(mirrored: Protocol, hello: &Hello) -> Protocol {
         mirrored
     }
 }
+
+#[cfg(test)]
+mod tests;

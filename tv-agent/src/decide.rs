@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::addr::HostName;
 use crate::hello::First;
-use crate::policy::{Route, Routes};
+use crate::policy::{Found, Route, Routes};
 use crate::workload::Workload;
 
 /// What happens to names that cannot be seen (no SNI, ECH, not TLS) and are not known to be a routed host's.
@@ -51,13 +51,15 @@ pub fn connection(
     match first {
         First::Hello(hello) => match &hello.sni {
             Some(host) => match routes.find(host, workload) {
-                Some(route) => Decision::Terminate {
+                Found::Route(route) => Decision::Terminate {
                     host: host.clone(),
                     route: route.clone(),
                 },
+                // To let it through would be to let the subject token through (DESIGN invariant 1).
+                Found::Unsettled(_) => Decision::Refuse("workload_unknown"),
                 // With ECH the visible name is only the outer one.
-                None if hello.ech && candidate => Decision::Refuse("ech_candidate"),
-                None => Decision::Tunnel("not_routed"),
+                Found::Nothing if hello.ech && candidate => Decision::Refuse("ech_candidate"),
+                Found::Nothing => Decision::Tunnel("not_routed"),
             },
             None => unknown("no_sni", "no_sni_candidate"),
         },
@@ -76,24 +78,23 @@ pub fn connection(
 mod tests {
     use super::*;
     use crate::hello::Hello;
-    use crate::policy::{HostPattern, OnMissingToken};
+    use crate::policy::{HostPattern, OnMissingToken, Selector};
 
     fn verdict(first: &First, candidate: bool, unknown: OnUnknownName) -> String {
-        let routes = Routes::new(vec![Route {
+        let route = |host: &str, workloads| Route {
             name: "r".into(),
-            hosts: vec![HostPattern::parse("api.example.com").unwrap()],
+            hosts: vec![HostPattern::parse(host).unwrap()],
             vault: "main".into(),
             connection: "c".into(),
             login_hint: None,
             on_missing_token: OnMissingToken::Reject,
-            workloads: vec![],
-        }]);
-        let workload = Workload {
-            cgroup_id: 1,
-            cgroup: None,
-            tgid: 1,
-            uid: 0,
+            workloads,
         };
+        let routes = Routes::new(vec![
+            route("api.example.com", vec![]),
+            route("some.example.com", vec![Selector::cgroup("/a")]),
+        ]);
+        let workload = Workload::default();
         match connection(first, &routes, &workload, candidate, unknown) {
             Decision::Terminate { host, .. } => format!("terminate {host}"),
             Decision::Tunnel(why) => format!("tunnel {why}"),
@@ -124,6 +125,12 @@ mod tests {
                 true,
                 Refuse,
                 "terminate api.example.com",
+            ),
+            (
+                hello(Some("some.example.com"), false),
+                false,
+                Tunnel,
+                "refuse workload_unknown",
             ),
             (
                 hello(Some("other.example.com"), false),

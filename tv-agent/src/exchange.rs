@@ -21,7 +21,7 @@ use crate::inject::{self, Presented};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::phase::{self, Phase};
-use crate::policy::{OnMissingToken, Route};
+use crate::policy::{Found, OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
 use crate::token::{Grant, Obtained, Tokens};
@@ -174,7 +174,11 @@ impl Session {
         let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
         let path = inject::loggable_path(request.uri(), request.headers());
-        let route = snapshot.routes.find(&self.target.host, &self.workload);
+        let route = match snapshot.routes.find(&self.target.host, &self.workload) {
+            Found::Route(route) => Some(route),
+            // New routes, for which too little was known of the workload when it connected.
+            Found::Unsettled(_) | Found::Nothing => None,
+        };
         let asked = Asked {
             connection: route.map(|r| &*r.connection),
             grpc: is_grpc(&request),
@@ -223,7 +227,7 @@ impl Session {
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
-            .prepare(&self.target)
+            .prepare(&self.target, None)
             .await
             .map_err(|error| refusal_of(&error))?;
         match presented {

@@ -27,8 +27,16 @@ pub struct Flow {
     pub unit: Option<String>,
     pub pod: Option<String>,
     pub container: Option<String>,
+    /// What was known of the pod: `namespace/name` and service account.
+    pub pod_namespace: Option<String>,
+    pub pod_name: Option<String>,
+    pub service_account: Option<String>,
     pub tgid: u32,
+    /// Command name of that process, where it is certain to be the one that connected.
+    pub process: Option<String>,
     pub uid: u32,
+    /// Name of that user on the host; None in a container.
+    pub user: Option<String>,
     /// The name that the caller asked for, when it showed one.
     pub host: Option<String>,
     /// Address and port that the caller chose.

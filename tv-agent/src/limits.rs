@@ -53,6 +53,10 @@ pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 /// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
 pub const TRUST_ENTRIES: usize = 8192;
+/// Largest file with the facts of one pod, bytes.
+pub const POD_FACTS_BYTES: u64 = 64 * 1024;
+/// Longest time between connect() and accept(): a record that is older was left by a connection that never came.
+pub const RECORD_AGE: Duration = Duration::from_secs(30);
 /// Connections served at once, where there are descriptors for them; further ones wait in the listen queue.
 pub const CONNECTIONS: usize = 8192;
 /// Of all connections served at once, one workload (cgroup) may have a part in so many; further ones are reset, so
@@ -66,6 +70,10 @@ pub const H2_WINDOW: u32 = 1024 * 1024;
 pub const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// A tunnel, or a connection that switched its protocol, without a byte in either direction is closed after this.
 pub const TUNNEL_IDLE: Duration = Duration::from_secs(3600);
+/// Pipes for long tunnels, two descriptors each; beyond, bytes are copied.
+pub const TUNNEL_PIPES: usize = 256;
+/// A client that has said nothing for so long lets the origin be dialled meanwhile.
+pub const EARLY_DIAL: Duration = Duration::from_millis(1);
 /// An upstream connection without a request is closed after this.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(60);
 /// Idle HTTP/1.1 connections kept per pool key.

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+mod selector;
+
+pub use selector::{Selector, Verdict, covers};
+
 /// A host of a route: an exact name, or `*.` and a suffix that stands for one label or more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern {
@@ -86,18 +90,35 @@ pub struct Route {
     pub connection: Arc<str>,
     pub login_hint: Option<Arc<str>>,
     pub on_missing_token: OnMissingToken,
-    /// cgroup paths (`*` stands for one component or part of it, a pattern covers its subtree); empty: all.
-    pub workloads: Vec<String>,
+    /// Which workloads it is for: any of these; empty: all.
+    pub workloads: Vec<Selector>,
 }
 
 impl Route {
-    fn admits(&self, workload: &Workload) -> bool {
-        self.workloads.is_empty()
-            || workload
-                .cgroup
-                .as_deref()
-                .is_some_and(|path| self.workloads.iter().any(|glob| covers(glob, path)))
+    /// Whether it is for `workload`: one selector is enough, and one that cannot be told leaves it open.
+    pub fn verdict(&self, workload: &Workload) -> Verdict {
+        if self.workloads.is_empty() {
+            return Verdict::Admitted;
+        }
+        let mut all = Verdict::Differs("workloads");
+        for selector in &self.workloads {
+            match selector.verdict(workload) {
+                Verdict::Admitted => return Verdict::Admitted,
+                unknown @ Verdict::Unknown(_) => all = unknown,
+                Verdict::Differs(_) => {}
+            }
+        }
+        all
     }
+}
+
+/// What the routes say about a host and a workload.
+#[derive(Clone, Copy, Debug)]
+pub enum Found<'a> {
+    Route(&'a Arc<Route>),
+    /// This route names the host, and too little is known of the workload to tell whether it is for it.
+    Unsettled(&'a Arc<Route>),
+    Nothing,
 }
 
 /// All routes of one configuration, with an index.
@@ -132,8 +153,17 @@ impl Routes {
 
     /// The route of `host` for `workload`: an exact name before a wildcard, a longer wildcard before a
     /// shorter one, among equals the first in the configuration.
-    pub fn find<'a>(&'a self, host: &'a HostName, workload: &Workload) -> Option<&'a Arc<Route>> {
-        self.candidates(host).find(move |route| route.admits(workload))
+    ///
+    /// A route that may be the workload's settles it as well: the next one might hand out another account's token.
+    pub fn find<'a>(&'a self, host: &'a HostName, workload: &Workload) -> Found<'a> {
+        for route in self.candidates(host) {
+            match route.verdict(workload) {
+                Verdict::Admitted => return Found::Route(route),
+                Verdict::Unknown(_) => return Found::Unsettled(route),
+                Verdict::Differs(_) => {}
+            }
+        }
+        Found::Nothing
     }
 
     /// Whether any route names `host`, whoever asks: what a leaf may be minted for.
@@ -141,7 +171,8 @@ impl Routes {
         self.candidates(host).next().is_some()
     }
 
-    fn candidates<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = &'a Arc<Route>> {
+    /// Every route that names `host`, the most specific first.
+    pub fn candidates<'a>(&'a self, host: &'a HostName) -> impl Iterator<Item = &'a Arc<Route>> {
         let exact = self.exact.get(host).into_iter().flatten();
         let wildcards = parents(host)
             .filter_map(|parent| self.wildcard.get(&parent))
@@ -157,33 +188,21 @@ fn parents(host: &HostName) -> impl Iterator<Item = HostName> + '_ {
         .filter_map(|(dot, _)| HostName::parse(&host.as_str()[dot + 1..]))
 }
 
-/// Whether `path` is what `glob` names, or lies below it.
-pub fn covers(glob: &str, path: &str) -> bool {
-    let mut parts = path.split('/').filter(|p| !p.is_empty());
-    glob.split('/')
-        .filter(|g| !g.is_empty())
-        .all(|g| parts.next().is_some_and(|p| component(g, p)))
-}
-
-fn component(glob: &str, part: &str) -> bool {
-    let Some((head, tail)) = glob.split_once('*') else {
-        return glob == part;
-    };
-    let Some(rest) = part.strip_prefix(head) else {
-        return false;
-    };
-    // Every place where the rest of the pattern could start.
-    (0..=rest.len())
-        .filter(|&i| rest.is_char_boundary(i))
-        .any(|i| component(tail, &rest[i..]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workload::Cgroup;
 
     fn host(name: &str) -> HostName {
         HostName::parse(name).unwrap()
+    }
+
+    fn found(routes: &Routes, name: &str, workload: &Workload) -> Option<String> {
+        match routes.find(&host(name), workload) {
+            Found::Route(route) => Some(route.name.to_string()),
+            Found::Unsettled(route) => Some(format!("{}?", route.name)),
+            Found::Nothing => None,
+        }
     }
 
     fn route(name: &str, hosts: &[&str], workloads: &[&str]) -> Route {
@@ -194,16 +213,14 @@ mod tests {
             connection: name.into(),
             login_hint: None,
             on_missing_token: OnMissingToken::Reject,
-            workloads: workloads.iter().map(|w| (*w).to_owned()).collect(),
+            workloads: workloads.iter().map(|w| Selector::cgroup(*w)).collect(),
         }
     }
 
     fn caller(cgroup: Option<&str>) -> Workload {
         Workload {
-            cgroup_id: 1,
-            cgroup: cgroup.map(Into::into),
-            tgid: 1,
-            uid: 0,
+            cgroup: cgroup.map(|path| Arc::new(Cgroup::at(path))),
+            ..Workload::default()
         }
     }
 
@@ -237,7 +254,7 @@ mod tests {
             route("narrow", &["*.eu.example.com"], &[]),
             route("exact", &["api.eu.example.com"], &[]),
         ]);
-        let name = |h| routes.find(&host(h), &caller(None)).map(|r| r.name.to_string());
+        let name = |h| found(&routes, h, &caller(None));
         assert_eq!(name("api.eu.example.com").as_deref(), Some("exact"));
         assert_eq!(name("x.eu.example.com").as_deref(), Some("narrow"));
         assert_eq!(name("x.example.com").as_deref(), Some("wide"));
@@ -250,11 +267,7 @@ mod tests {
             route("pods", &["api.example.com"], &["/kubepods*/pod-*"]),
             route("rest", &["api.example.com"], &["/system.slice"]),
         ]);
-        let name = |c| {
-            routes
-                .find(&host("api.example.com"), &caller(c))
-                .map(|r| r.name.to_string())
-        };
+        let name = |c| found(&routes, "api.example.com", &caller(c));
         assert_eq!(
             name(Some("/kubepods.slice/pod-7/container")).as_deref(),
             Some("pods")
@@ -264,16 +277,25 @@ mod tests {
             Some("rest")
         );
         assert_eq!(name(Some("/kubepods.slice/burstable")), None);
-        assert_eq!(name(None), None, "an unknown caller is nobody's workload");
+        // Not the next one: it may be a pod.
+        assert_eq!(name(None).as_deref(), Some("pods?"));
         assert!(routes.names(&host("api.example.com")));
     }
 
     #[test]
-    fn globs() {
-        assert!(covers("/a/*.service", "/a/x.service/sub"));
-        assert!(covers("/", "/anything"));
-        assert!(!covers("/a/b", "/a"));
-        assert!(!covers("/a/*x", "/a/y"));
-        assert!(covers("*a*b*", "/xxaYYbZZ"));
+    fn a_more_specific_route_that_is_for_all_leaves_nothing_open() {
+        let routes = Routes::new(vec![
+            route("some", &["*.example.com"], &["/a"]),
+            route("all", &["api.example.com"], &[]),
+        ]);
+        assert_eq!(
+            found(&routes, "api.example.com", &caller(None)).as_deref(),
+            Some("all")
+        );
+        assert_eq!(
+            found(&routes, "x.example.com", &caller(None)).as_deref(),
+            Some("some?")
+        );
+        assert_eq!(found(&routes, "x.example.com", &caller(Some("/b"))), None);
     }
 }

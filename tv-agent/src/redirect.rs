@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -36,6 +37,8 @@ pub struct Recorded {
     pub tgid: u32,
     /// User id in the initial user namespace.
     pub uid: u32,
+    /// CLOCK_BOOTTIME at connect().
+    pub connected: Duration,
 }
 
 /// Takes the record of an accepted connection out of the kernel half's table; faked in tests.

@@ -11,6 +11,7 @@ use crate::policy::Routes;
 use crate::strays::Scope;
 use crate::token::Vault;
 use crate::upstream::Upstreams;
+use crate::workload::PodFacts;
 
 pub struct Snapshot {
     pub routes: Routes,
@@ -19,6 +20,8 @@ pub struct Snapshot {
     pub upstreams: Arc<Upstreams>,
     /// What should be captured.
     pub scope: Arc<Scope>,
+    /// Where the facts of pods come from.
+    pub pods: Arc<dyn PodFacts>,
 }
 
 impl Snapshot {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
@@ -26,7 +27,7 @@ use crate::metrics::{Metrics, ReasonLabels};
 use crate::netns::{Found, Netns, NetnsId, Visitors};
 use crate::phase::{self, Phase};
 use crate::redirect::Recorded;
-use crate::workload::{Identity, Workload, Workloads};
+use crate::workload::{PodFacts, Workload, Workloads};
 
 mod holders;
 mod probe;
@@ -162,8 +163,8 @@ pub struct Watch {
     /// The namespace that the agent runs in.
     pub home: NetnsId,
     pub workloads: Arc<Workloads>,
-    /// The scope in force.
-    pub scope: Arc<dyn Fn() -> Arc<Scope> + Send + Sync>,
+    /// What is in force: the scope, and where the facts of pods come from.
+    pub current: Arc<dyn Fn() -> (Arc<Scope>, Arc<dyn PodFacts>) + Send + Sync>,
     pub flows: Flows,
     pub metrics: Metrics,
 }
@@ -183,8 +184,10 @@ impl Watch {
                 () = phase::reached(&mut watched, Phase::HandedOver) => return,
             }
             let askers = self.askers(&mut turn).await;
+            let (scope, pods) = (self.current)();
             let look = Look {
-                scope: (self.scope)(),
+                scope,
+                pods,
                 workloads: self.workloads.clone(),
                 holders,
             };
@@ -243,27 +246,22 @@ impl Watch {
             let reason = stray.reason.label();
             stray.reason.counter(&self.metrics).inc();
             let origin = stray.connection.peer;
-            let Identity { unit, pod, container } = stray.workload.identity();
             if index < logged {
                 tracing::warn!(
                     reason, protocol = ?stray.connection.protocol, %origin, process = stray.holder.process, name = stray.holder.name,
-                    cgroup = stray.workload.cgroup.as_deref(),
+                    cgroup = stray.workload.cgroup.as_deref().map(|cgroup| &*cgroup.path),
                     "a connection goes past the agent, with the workload's own token: {}", stray.reason.explanation()
                 );
             }
-            self.flows.note(Flow {
+            let mut flow = Flow {
                 kind: "connection".to_owned(),
-                cgroup: stray.workload.cgroup.as_deref().map(str::to_owned),
-                unit,
-                pod,
-                container,
-                tgid: stray.workload.tgid,
-                uid: stray.workload.uid,
                 origin: Some(OriginAddr(origin).to_string()),
                 outcome: "uncaptured".to_owned(),
                 reason: Some(reason.to_owned()),
                 ..Flow::default()
-            });
+            };
+            stray.workload.introduce(&mut flow);
+            self.flows.note(flow);
         }
         if more > 0 {
             tracing::warn!(
@@ -289,6 +287,7 @@ fn logged(count: usize, most: usize) -> (usize, usize) {
 /// One look at some namespaces, away from the runtime.
 struct Look {
     scope: Arc<Scope>,
+    pods: Arc<dyn PodFacts>,
     workloads: Arc<Workloads>,
     holders: Holders,
 }
@@ -361,12 +360,15 @@ impl Look {
 
     fn name(&self, netns: NetnsId, connection: Connection, holder: Holder) -> Stray {
         let identify = |cgroup_id| {
-            self.workloads.identify(&Recorded {
+            let recorded = Recorded {
                 origin: OriginAddr(connection.peer),
                 cgroup_id,
                 tgid: holder.process.cast_unsigned(),
                 uid: connection.uid,
-            })
+                // It holds the socket now, whenever that was connected.
+                connected: clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from),
+            };
+            self.workloads.identify(&recorded, &*self.pods)
         };
         // Only what lies below an enrolled cgroup has a path there.
         let reason = Reason::of(connection.cgroup, |id| identify(id).cgroup.is_some());

@@ -3,21 +3,28 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes};
+use tokio::io::{
+    AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_with_sizes,
+};
 use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::time::{Instant, sleep};
 
-use crate::dial::{self, Dialer, reset_on_close};
-use crate::redirect::Recorded;
+use crate::dial::reset_on_close;
+
+mod pipe;
+
+use pipe::Left;
+pub use pipe::Pipes;
 
 /// One direction's buffer. Two per tunnel; 16 KiB is one TLS record.
 const BUFFER: usize = 16 * 1024;
+/// A stream is long after so many bytes in a row, and goes through a pipe from then on.
+const LONG: u64 = 256 * 1024;
 
 /// How a tunnel ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Dial(#[from] dial::Error),
     #[error("the tunnel broke off")]
     Broken(#[source] io::Error),
     #[error("no byte went through the tunnel for {} s", limit.as_secs())]
@@ -31,29 +38,96 @@ pub struct Counts {
     pub to_workload: u64,
 }
 
-/// Dials the origin, sends `head` (what was read of the client so far) and copies until both sides are done.
+/// Sends `head` (what was read of the client so far) to the origin and copies until both sides are done.
 ///
 /// A half-close goes on to the other side; an error on either side is a reset on the other.
 pub async fn run(
     mut client: TcpStream,
-    recorded: &Recorded,
+    mut origin: TcpStream,
     head: &[u8],
-    dialer: &Dialer,
+    pipes: &Pipes,
     idle: Duration,
 ) -> Result<Counts, Error> {
-    let mut origin = match dialer.connect(recorded.origin).await {
-        Ok(origin) => origin,
-        Err(error) => {
-            reset_on_close(&client);
-            return Err(error.into());
-        }
-    };
-    let copied = copy(&mut client, &mut origin, head, idle).await;
-    if copied.is_err() {
+    let relayed = relay(&mut client, &mut origin, head, pipes, idle).await;
+    if relayed.is_err() {
         reset_on_close(&client);
         reset_on_close(&origin);
     }
-    copied
+    relayed
+}
+
+async fn relay(
+    client: &mut TcpStream,
+    origin: &mut TcpStream,
+    head: &[u8],
+    pipes: &Pipes,
+    idle: Duration,
+) -> Result<Counts, Error> {
+    let activity = Activity::default();
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_origin, mut to_origin) = origin.split();
+    let upwards = async {
+        to_origin.write_all(head).await?;
+        let copied = carry(&mut from_client, &mut to_origin, &activity, pipes).await?;
+        Ok(copied + head.len() as u64)
+    };
+    let downwards = carry(&mut from_origin, &mut to_client, &activity, pipes);
+    let both = async { tokio::try_join!(upwards, downwards) };
+    let (to_origin, to_workload) = tokio::select! {
+        counts = both => counts.map_err(Error::Broken)?,
+        () = idle_for(&activity, idle) => return Err(Error::Idle { limit: idle }),
+    };
+    Ok(Counts {
+        to_origin,
+        to_workload,
+    })
+}
+
+/// One direction to its end, which it passes on. Returns the number of bytes.
+async fn carry(
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    activity: &Activity,
+    pipes: &Pipes,
+) -> io::Result<u64> {
+    let mut copied = 0;
+    loop {
+        let target = copied + LONG;
+        if copy_up_to(target, &mut copied, from, to, activity).await? {
+            break;
+        }
+        let Some(pipe) = pipes.take() else { continue };
+        let left = pipe
+            .carry(from.as_ref(), to.as_ref(), activity, &mut copied)
+            .await?;
+        if left == Left::End {
+            break;
+        }
+    }
+    to.shutdown().await?;
+    Ok(copied)
+}
+
+/// Copies until `copied` reaches `target`; true: the stream ended before.
+async fn copy_up_to(
+    target: u64,
+    copied: &mut u64,
+    from: &mut ReadHalf<'_>,
+    to: &mut WriteHalf<'_>,
+    activity: &Activity,
+) -> io::Result<bool> {
+    let mut buffer = vec![0; BUFFER];
+    while *copied < target {
+        let got = from.read(&mut buffer).await?;
+        if got == 0 {
+            return Ok(true);
+        }
+        activity.touch();
+        to.write_all(&buffer[..got]).await?;
+        activity.touch();
+        *copied += got as u64;
+    }
+    Ok(false)
 }
 
 /// Who speaks first on a connection whose client has said nothing yet.
@@ -82,7 +156,7 @@ pub async fn first_speaker(client: &TcpStream, origin: &TcpStream, idle: Duratio
     }
 }
 
-/// Copies between two connected streams, `head` first.
+/// Copies between any two streams, such as those of a protocol that was switched to; `head` first.
 pub async fn copy(
     client: &mut (impl AsyncRead + AsyncWrite + Unpin),
     origin: &mut (impl AsyncRead + AsyncWrite + Unpin),
@@ -94,7 +168,7 @@ pub async fn copy(
     let activity = client.activity.clone();
     let copied = tokio::select! {
         copied = copy_bidirectional_with_sizes(&mut client, origin, BUFFER, BUFFER) => copied,
-        () = idle_for(activity, idle) => return Err(Error::Idle { limit: idle }),
+        () = idle_for(&activity, idle) => return Err(Error::Idle { limit: idle }),
     };
     let (to_origin, to_workload) = copied.map_err(Error::Broken)?;
     Ok(Counts {
@@ -103,7 +177,7 @@ pub async fn copy(
     })
 }
 
-async fn idle_for(activity: watched::Activity, limit: Duration) {
+async fn idle_for(activity: &Activity, limit: Duration) {
     loop {
         let quiet = activity.last().elapsed();
         if quiet >= limit {
@@ -113,7 +187,7 @@ async fn idle_for(activity: watched::Activity, limit: Duration) {
     }
 }
 
-use watched::Watched;
+use watched::{Activity, Watched};
 
 /// A stream that remembers when a byte last went through it.
 mod watched {
@@ -126,12 +200,18 @@ mod watched {
     #[derive(Clone)]
     pub struct Activity(Arc<Mutex<Instant>>);
 
+    impl Default for Activity {
+        fn default() -> Self {
+            Self(Arc::new(Mutex::new(Instant::now())))
+        }
+    }
+
     impl Activity {
         pub fn last(&self) -> Instant {
             *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
         }
 
-        fn touch(&self) {
+        pub fn touch(&self) {
             *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
         }
     }
@@ -145,7 +225,7 @@ mod watched {
         pub fn new(io: &'a mut I) -> Self {
             Self {
                 io,
-                activity: Activity(Arc::new(Mutex::new(Instant::now()))),
+                activity: Activity::default(),
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use rustls::ClientConfig;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -137,8 +138,9 @@ impl Upstreams {
     }
 
     /// The protocol that the origin speaks; opens a connection when that is not known, so that a failure is
-    /// found before the workload believes in its own connection.
-    pub async fn prepare(&self, target: &Target) -> Result<Protocol, Error> {
+    /// found before the workload believes in its own connection. `dialled` is a fresh connection to the target, when
+    /// there is one.
+    pub async fn prepare(&self, target: &Target, dialled: Option<TcpStream>) -> Result<Protocol, Error> {
         let lane = self.lane(target);
         if let Some(protocol) = lane.known_protocol() {
             return Ok(protocol);
@@ -147,7 +149,10 @@ impl Upstreams {
         if let Some(protocol) = lane.known_protocol() {
             return Ok(protocol);
         }
-        let connection = self.open(target, &self.any).await?;
+        let connection = match dialled {
+            Some(tcp) => Box::pin(self.secure(target, &self.any, tcp)).await?,
+            None => self.open(target, &self.any).await?,
+        };
         Ok(lane.keep(connection))
     }
 
@@ -286,6 +291,10 @@ impl Upstreams {
 
     async fn connect(&self, target: &Target, tls: &TlsConnector) -> Result<Connection, Error> {
         let tcp = self.dialer.within(&target.netns).connect(target.origin).await?;
+        self.secure(target, tls, tcp).await
+    }
+
+    async fn secure(&self, target: &Target, tls: &TlsConnector, tcp: TcpStream) -> Result<Connection, Error> {
         let (host, origin) = (&target.host, target.origin);
         let limit = limits::UPSTREAM_HANDSHAKE_TIME;
         let name = rustls_pki_types::ServerName::try_from(host.as_str().to_owned());

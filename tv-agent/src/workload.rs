@@ -1,37 +1,80 @@
 //! Stage 4: who connects. The cgroup id that the kernel half recorded becomes a path, and a path an identity.
 
+use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
-
+use crate::flows::Flow;
 use crate::redirect::Recorded;
 
 mod identity;
+mod pods;
+mod process;
+mod users;
 
-pub use identity::Identity;
+pub use identity::{Identity, is_pod_uid};
+pub use pods::{Directory, NoFacts, Pod, PodFacts};
+pub use users::uid_of;
 
 /// How deep below an enrolled cgroup a caller is looked for (kubepods/burstable/pod/container and some).
 const DEPTH: usize = 16;
 /// Directories looked at for one unknown id.
 const VISITS: usize = 20_000;
 const KNOWN: u64 = 16 * 1024;
+/// How long an id is remembered that was found, and one that was not: what was out of sight may come into it.
+const FOUND: Duration = Duration::from_secs(60);
+const MISSED: Duration = Duration::from_secs(1);
 
 /// The caller of one connection, as the kernel saw it at connect().
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Workload {
     pub cgroup_id: u64,
-    /// Path below the cgroup2 mount, with a leading slash; None when the cgroup is gone or out of sight.
-    pub cgroup: Option<Arc<str>>,
+    /// None when the cgroup is gone or out of sight: then nothing is known of the caller but its ids.
+    pub cgroup: Option<Arc<Cgroup>>,
+    /// What was known of its pod when it connected.
+    pub pod: Option<Arc<Pod>>,
     pub tgid: u32,
-    pub uid: u32,
+    /// None only where nobody connected, and one is imagined.
+    pub uid: Option<u32>,
+    /// Command name, as long as the process is the one that connected.
+    pub process: Option<Arc<str>>,
+    /// Name of `uid` on the host; a container's users are its own.
+    pub user: Option<Arc<str>>,
 }
 
 impl Workload {
-    /// Unit, pod and container, as far as the cgroup's path says them.
-    pub fn identity(&self) -> Identity {
-        self.cgroup.as_deref().map(Identity::of).unwrap_or_default()
+    /// Tells the record of a connection who it is.
+    pub fn introduce(&self, flow: &mut Flow) {
+        if let Some(cgroup) = self.cgroup.as_deref() {
+            flow.cgroup = Some(cgroup.path.clone());
+            let Identity { unit, pod, container } = cgroup.identity.clone();
+            (flow.unit, flow.pod, flow.container) = (unit, pod, container);
+        }
+        if let Some(pod) = self.pod.as_deref() {
+            flow.pod_namespace = Some(pod.namespace.clone());
+            flow.pod_name = Some(pod.name.clone());
+            flow.service_account = Some(pod.service_account.clone());
+        }
+        (flow.tgid, flow.uid) = (self.tgid, self.uid.unwrap_or_default());
+        flow.process = self.process.as_deref().map(str::to_owned);
+        flow.user = self.user.as_deref().map(str::to_owned);
+    }
+}
+
+/// A cgroup and what its path says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroup {
+    /// Below the cgroup2 mount, with a leading slash.
+    pub path: String,
+    pub identity: Identity,
+}
+
+impl Cgroup {
+    pub fn at(path: impl Into<String>) -> Self {
+        let path = path.into();
+        let identity = Identity::of(&path);
+        Self { path, identity }
     }
 }
 
@@ -39,22 +82,24 @@ impl Workload {
 pub struct Workloads {
     mount: PathBuf,
     roots: arc_swap::ArcSwap<Vec<PathBuf>>,
-    known: moka::sync::Cache<u64, Option<Arc<str>>>,
+    known: moka::sync::Cache<u64, Option<Arc<Cgroup>>>,
+    users: users::Users,
 }
 
 impl Workloads {
     /// `mount` is the cgroup2 mount point; `roots` are the enrolled cgroups' directories below it.
     pub fn new(mount: PathBuf, roots: Vec<PathBuf>) -> Self {
-        // An id is never used again while the machine runs (64-bit kernfs ids), so a stale entry names a
-        // cgroup that is gone, never another one. The life is short because a miss may turn into a hit.
+        // An id is never used again while the machine runs (64-bit kernfs ids), not even by a cgroup of the same
+        // name, so a stale entry names a cgroup that is gone, never another one.
         let known = moka::sync::Cache::builder()
             .max_capacity(KNOWN)
-            .time_to_live(Duration::from_secs(60))
+            .expire_after(Life)
             .build();
         Self {
             mount,
             roots: arc_swap::ArcSwap::from_pointee(roots),
             known,
+            users: users::Users::new(users::PASSWD.into()),
         }
     }
 
@@ -69,26 +114,39 @@ impl Workloads {
     }
 
     /// The caller behind a record.
-    pub fn identify(&self, recorded: &Recorded) -> Workload {
+    pub fn identify(&self, recorded: &Recorded, pods: &dyn PodFacts) -> Workload {
         let id = recorded.cgroup_id;
         let cgroup = self.known.get_with(id, || {
-            self.roots
-                .load()
-                .iter()
-                .find_map(|root| find(root, id))
-                .map(|dir| self.name(&dir))
+            let roots = self.roots.load();
+            let found = roots.iter().find_map(|root| find(root, id));
+            found.map(|dir| Arc::new(Cgroup::at(self.name(&dir))))
         });
+        let identity = cgroup.as_deref().map(|cgroup| &cgroup.identity);
+        let contained = identity.is_none_or(|i| i.pod.is_some() || i.container.is_some());
         Workload {
             cgroup_id: id,
-            cgroup,
+            pod: identity.and_then(|i| pods.of(i.pod.as_deref()?)),
             tgid: recorded.tgid,
-            uid: recorded.uid,
+            uid: Some(recorded.uid),
+            process: cgroup
+                .as_deref()
+                .and_then(|cgroup| process::command(recorded.tgid, &cgroup.path, recorded.connected)),
+            user: (!contained).then(|| self.users.name(recorded.uid)).flatten(),
+            cgroup,
         }
     }
 
-    fn name(&self, dir: &Path) -> Arc<str> {
+    fn name(&self, dir: &Path) -> String {
         let below = dir.strip_prefix(&self.mount).unwrap_or(dir);
-        format!("/{}", below.display()).into()
+        format!("/{}", below.display())
+    }
+}
+
+struct Life;
+
+impl moka::Expiry<u64, Option<Arc<Cgroup>>> for Life {
+    fn expire_after_create(&self, _: &u64, value: &Option<Arc<Cgroup>>, _: Instant) -> Option<Duration> {
+        Some(if value.is_some() { FOUND } else { MISSED })
     }
 }
 
@@ -131,24 +189,68 @@ mod tests {
         Recorded {
             origin: OriginAddr("192.0.2.1:443".parse().unwrap()),
             cgroup_id,
-            tgid: 1,
+            tgid: u32::MAX,
             uid: 0,
+            connected: Duration::ZERO,
         }
+    }
+
+    fn path(workloads: &Workloads, id: u64) -> Option<String> {
+        let found = workloads.identify(&recorded(id), &NoFacts);
+        found.cgroup.map(|cgroup| cgroup.path.clone())
     }
 
     #[test]
     fn an_id_becomes_a_path_below_the_mount() {
-        let mount = std::env::temp_dir().join(format!("tv-workload-{}", std::process::id()));
-        let leaf = mount.join("kubepods.slice/pod1/container");
+        let mount = tempfile::tempdir().unwrap();
+        let leaf = mount.path().join("kubepods.slice/pod1/container");
         std::fs::create_dir_all(&leaf).unwrap();
         let id = std::fs::metadata(&leaf).unwrap().ino();
-        let workloads = Workloads::new(mount.clone(), vec![mount.join("kubepods.slice")]);
-        let found = workloads.identify(&recorded(id));
-        assert_eq!(found.cgroup.as_deref(), Some("/kubepods.slice/pod1/container"));
-        assert_eq!(workloads.identify(&recorded(u64::MAX)).cgroup, None);
+        let root = mount.path().join("kubepods.slice");
+        let workloads = Workloads::new(mount.path().into(), vec![root]);
+        assert_eq!(
+            path(&workloads, id).as_deref(),
+            Some("/kubepods.slice/pod1/container")
+        );
+        assert_eq!(path(&workloads, u64::MAX), None);
         // Outside the enrolled roots nothing is found, although it exists.
-        workloads.set_roots(vec![mount.join("other")]);
-        assert_eq!(workloads.identify(&recorded(id)).cgroup, None);
-        std::fs::remove_dir_all(&mount).unwrap();
+        workloads.set_roots(vec![mount.path().join("other")]);
+        assert_eq!(path(&workloads, id), None);
+    }
+
+    #[test]
+    fn the_facts_of_a_pod_and_the_name_of_a_user_are_found() {
+        struct Table;
+        impl PodFacts for Table {
+            fn of(&self, uid: &str) -> Option<Arc<Pod>> {
+                Some(Arc::new(Pod {
+                    namespace: "shop".into(),
+                    name: uid.into(),
+                    service_account: "cart".into(),
+                    labels: Default::default(),
+                }))
+            }
+        }
+        const UID: &str = "8f6a1c2e-1b2c-4d3e-9f00-aabbccddeeff";
+        let mount = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let leaf = mount.path().join(name);
+            std::fs::create_dir_all(&leaf).unwrap();
+            std::fs::metadata(&leaf).unwrap().ino()
+        };
+        let (pod, unit) = (make(&format!("kubepods/pod{UID}")), make("billing.service"));
+        let workloads = Workloads::new(mount.path().into(), vec![mount.path().into()]);
+        let found = workloads.identify(&recorded(pod), &Table);
+        assert_eq!(found.pod.unwrap().name, UID);
+        assert_eq!(found.user, None, "root of a pod is not the host's");
+        let found = workloads.identify(&recorded(unit), &Table);
+        assert_eq!((found.pod, found.user.as_deref()), (None, Some("root")));
+        assert_eq!(found.process, None);
+    }
+
+    #[test]
+    fn a_miss_is_forgotten_soon() {
+        let life = |value| moka::Expiry::expire_after_create(&Life, &1, &value, Instant::now()).unwrap();
+        assert!(life(None) < life(Some(Arc::new(Cgroup::at("/a")))));
     }
 }

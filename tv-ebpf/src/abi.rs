@@ -8,7 +8,7 @@
 )]
 
 /// Goes into the pin directory's name; raise it whenever a map's key, value or meaning changes.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Array of one [`Settings`].
 pub const SETTINGS: &str = "TV_SETTINGS";
@@ -72,7 +72,7 @@ pub const FLAG_V6_ROUTABLE: u32 = 1 << 2;
 pub struct Settings {
     /// cgroup id of the agent, whose sockets are let through; 0: none.
     pub agent_cgroup: u64,
-    /// Counts policy changes; copied into each record.
+    /// Counts policy changes.
     pub generation: u64,
     /// IPv6 listener, words in network order.
     pub listener_v6: [u32; 4],
@@ -96,8 +96,8 @@ pub struct Record {
     pub cgroup_id: u64,
     /// Cookie of the socket's network namespace.
     pub netns: u64,
-    /// [`Settings::generation`] at connect().
-    pub generation: u64,
+    /// Nanoseconds of CLOCK_BOOTTIME at connect(): a process or a 4-tuple that is younger is another one.
+    pub connected_ns: u64,
     /// Thread group id in the initial pid namespace.
     pub tgid: u32,
     /// User id in the initial user namespace.

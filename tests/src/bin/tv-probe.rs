@@ -2,7 +2,8 @@
 //!
 //! One command a line, one answer a line: `ok …` or `errno N`.
 //! - `tcp ADDRESS [option…]` → `ok ID PEER LOCAL`; options: `mapped` (IPv6 socket), `bind=ADDRESS`,
-//!   `device=NAME`, `mark=NUMBER`, `mptcp`, `nonblocking`, `brief` (closed at once), `fastopen=connect|sendto` (sends `early` with the SYN)
+//!   `device=NAME`, `mark=NUMBER`, `mptcp`, `nonblocking`, `brief` (closed at once), `reset` (the same, by a reset),
+//!   `fastopen=connect|sendto` (sends `early` with the SYN)
 //! - `socket` (IPv4) → `ok ID FD`; `connect ID ADDRESS` → `ok ID PEER LOCAL`
 //! - `again ID ADDRESS` disconnects (AF_UNSPEC) and connects elsewhere
 //! - `flood ADDRESS COUNT [bind=ADDRESS]`: as many connects, one after the other, each closed by a reset, for at most
@@ -47,7 +48,10 @@ fn obey(line: &str, sockets: &mut Vec<Socket>) -> io::Result<String> {
             let socket = tcp(address(argument(0)), &arguments[1..])?;
             sockets.push(socket);
             let answer = describe(sockets.len() - 1, sockets);
-            if arguments.contains(&"brief") {
+            if arguments.contains(&"reset") {
+                sockets[sockets.len() - 1].set_linger(Some(Duration::ZERO))?;
+            }
+            if arguments.contains(&"brief") || arguments.contains(&"reset") {
                 sockets.pop();
             }
             answer

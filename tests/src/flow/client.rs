@@ -48,7 +48,7 @@ pub struct Answer {
 }
 
 impl Caller {
-    pub(super) async fn new(stream: TlsStream, authority: &str) -> Self {
+    pub async fn new(stream: TlsStream, authority: &str) -> Self {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let io = TokioIo::new(stream);
         // A connection's end is seen in its requests.

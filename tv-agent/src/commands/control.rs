@@ -25,6 +25,9 @@ pub async fn status(args: &ControlArgs) -> u8 {
 pub async fn flows(args: &FlowsArgs) -> u8 {
     let target = if args.follow { "/flows?follow" } else { "/flows" };
     let output = args.control.output.output;
+    if output == Output::Text {
+        super::print_line(&flow_head());
+    }
     let asked = ask::<Flow>(&args.control.socket, Method::GET, target, |flow| {
         told(output, &flow);
         true
@@ -85,41 +88,76 @@ fn told(output: Output, flow: &Flow) {
     }
 }
 
+/// Widths of the columns before the last, which is what happened: 120 characters hold the usual line.
+const COLUMNS: [(&str, usize); 6] = [
+    ("TIME", 12),
+    ("WHO", 22),
+    ("PROCESS", 14),
+    ("USER", 7),
+    ("WHERE TO", 20),
+    ("ROUTE", 8),
+];
+
+fn flow_head() -> String {
+    flow_columns(COLUMNS.map(|(name, _)| name.to_owned()), "WHAT HAPPENED")
+}
+
 fn flow_line(flow: &Flow) -> String {
     let seconds = i64::try_from(flow.time_ms / 1000).unwrap_or(0);
     let time = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    let host = flow.host.as_deref().or(flow.origin.as_deref()).unwrap_or("?");
-    let mut line = format!(
-        "{:02}:{:02}:{:02}.{:03} {} pid {} → {host} ",
-        time.hour(),
-        time.minute(),
-        time.second(),
-        flow.time_ms % 1000,
+    let (hour, minute, second) = time.to_hms();
+    let milliseconds = flow.time_ms % 1000;
+    let columns = [
+        format!("{hour:02}:{minute:02}:{second:02}.{milliseconds:03}"),
         who(flow),
-        flow.tgid,
-    );
+        format!("{}[{}]", flow.process.as_deref().unwrap_or("?"), flow.tgid),
+        flow.user.clone().unwrap_or_else(|| flow.uid.to_string()),
+        flow.host
+            .as_deref()
+            .or(flow.origin.as_deref())
+            .unwrap_or("?")
+            .to_owned(),
+        flow.route.as_deref().unwrap_or("-").to_owned(),
+    ];
+    let mut what = match (&flow.request, flow.status) {
+        (Some(request), Some(status)) => format!("{request} {status} {}", flow.outcome),
+        _ => flow.outcome.clone(),
+    };
     // Writing to a String cannot fail.
-    match (&flow.request, flow.status) {
-        (Some(request), Some(status)) => {
-            let _ = write!(line, "{request} {status} {}", flow.outcome);
-        }
-        _ => {
-            let _ = write!(line, "connection: {}", flow.outcome);
-        }
-    }
     if let Some(reason) = &flow.reason {
-        let _ = write!(line, " ({reason})");
+        let _ = write!(what, " ({reason})");
     }
-    let _ = write!(line, " {:.1} ms", flow.took_us as f64 / 1000.0);
-    line
+    let _ = write!(what, " {:.1} ms", flow.took_us as f64 / 1000.0);
+    flow_columns(columns, &what)
 }
 
-/// The shortest name that says it: a pod, a unit, else the cgroup.
+fn flow_columns(columns: [String; 6], last: &str) -> String {
+    let mut line = String::new();
+    for (text, (_, width)) in columns.iter().zip(COLUMNS) {
+        let _ = write!(line, "{:width$} ", cut(text, width));
+    }
+    line + last
+}
+
+/// At most `width` characters. The end is what tells names apart (a container of a pod, a host of a domain).
+fn cut(text: &str, width: usize) -> String {
+    match text.chars().count().checked_sub(width) {
+        None | Some(0) => text.to_owned(),
+        Some(over) => std::iter::once('…').chain(text.chars().skip(over + 1)).collect(),
+    }
+}
+
+/// The shortest name that says it: a pod, a container, a unit, else the cgroup.
 fn who(flow: &Flow) -> String {
     let short = |id: &str| id.chars().take(12).collect::<String>();
-    match (&flow.pod, &flow.container, &flow.unit) {
-        (Some(pod), Some(container), _) => format!("pod {pod}/{}", short(container)),
-        (Some(pod), None, _) => format!("pod {pod}"),
+    let pod = match (&flow.pod_namespace, &flow.pod_name, &flow.pod) {
+        (Some(namespace), Some(name), _) => Some(format!("{namespace}/{name}")),
+        (_, _, Some(uid)) => Some(format!("pod {}", short(uid))),
+        _ => None,
+    };
+    match (pod, &flow.container, &flow.unit) {
+        (Some(pod), Some(container), _) => format!("{pod}/{}", short(container)),
+        (Some(pod), None, _) => pod,
         (None, Some(container), _) => format!("container {}", short(container)),
         (None, None, Some(unit)) => unit.clone(),
         (None, None, None) => flow.cgroup.clone().unwrap_or_else(|| "?".to_owned()),
@@ -180,29 +218,50 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flow_is_one_line() {
+    fn a_flow_is_one_line_in_columns() {
         let request = Flow {
             time_ms: 3_723_004,
             cgroup: Some("/a.service".into()),
             tgid: 7,
+            process: Some("curl".into()),
+            user: Some("root".into()),
             host: Some("api.github.com".into()),
+            route: Some("github".into()),
             outcome: "forwarded".into(),
             request: Some("GET /user".into()),
             status: Some(200),
             took_us: 1500,
             ..Flow::default()
         };
-        let line = "01:02:03.004 /a.service pid 7 → api.github.com GET /user 200 forwarded 1.5 ms";
+        let line = "01:02:03.004 /a.service             curl[7]        root    api.github.com       github   \
+                    GET /user 200 forwarded 1.5 ms";
         assert_eq!(flow_line(&request), line);
+        assert!(line.chars().count() <= 120, "{}", line.chars().count());
         let connection = Flow {
             origin: Some("192.0.2.1:443".into()),
+            uid: 1000,
             outcome: "tunnel".into(),
             reason: Some("no_sni".into()),
             ..Flow::default()
         };
-        assert_eq!(
-            flow_line(&connection),
-            "00:00:00.000 ? pid 0 → 192.0.2.1:443 connection: tunnel (no_sni) 0.0 ms"
-        );
+        let line = "00:00:00.000 ?                      ?[0]           1000    192.0.2.1:443        -        \
+                    tunnel (no_sni) 0.0 ms";
+        assert_eq!(flow_line(&connection), line);
+        let at = |line: &str| line.find("WHAT").map(|at| line[..at].chars().count());
+        assert_eq!(at(&flow_head()), line.find("tunnel"));
+    }
+
+    #[test]
+    fn who_is_the_shortest_name_and_long_names_are_cut_in_front() {
+        let mut flow = Flow {
+            pod: Some("8f6a1c2e-1b2c-4d3e-9f00-aabbccddeeff".into()),
+            container: Some("0123456789abcdef".into()),
+            ..Flow::default()
+        };
+        assert_eq!(who(&flow), "pod 8f6a1c2e-1b2/0123456789ab");
+        (flow.pod_namespace, flow.pod_name) = (Some("shop".into()), Some("cart-0".into()));
+        assert_eq!(who(&flow), "shop/cart-0/0123456789ab");
+        assert_eq!(cut("storage.googleapis.com", 10), "…eapis.com");
+        assert_eq!(cut("ééé", 3), "ééé");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -9,17 +10,19 @@ use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
 use crate::config::{Config, Intercept};
-use crate::policy::{OnMissingToken, Routes, covers};
-use crate::workload::Workload;
+use crate::policy::{Found, OnMissingToken, Route, Routes, Verdict, covers};
+use crate::workload::{Cgroup, Directory, Pod, PodFacts as _, Workload};
 
 #[derive(Serialize)]
 struct Explained {
     host: String,
     workload: Option<String>,
-    /// `terminate`, `tunnel` or `native`.
+    /// `terminate`, `tunnel`, `refuse`, `native`, or `depends` where no workload was named and one matters.
     decision: &'static str,
     why: String,
     route: Option<RouteFacts>,
+    /// How each route that names the host, and is for some workloads only, was settled, in their order.
+    selectors: Vec<Selected>,
     /// Addresses that the host has now, and whether connections to each are redirected.
     addresses: Vec<Address>,
 }
@@ -34,6 +37,14 @@ struct RouteFacts {
     login_hint: Option<String>,
     on_missing_token: OnMissingToken,
     workloads: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Selected {
+    route: String,
+    selector: String,
+    /// `matches`, or which criterion does not, or is not known.
+    result: String,
 }
 
 #[derive(Serialize)]
@@ -62,14 +73,41 @@ pub async fn run(args: &ExplainArgs) -> u8 {
     let addresses = resolved
         .map(|list| list.map(|a| a.ip()).collect())
         .unwrap_or_default();
-    let explained = explain(config, &host, args.workload.as_deref(), addresses);
+    let caller = caller(args, &config);
+    let explained = explain(config, &host, &caller, addresses);
     print(args.output.output, &explained, || text(&explained));
     exit::OK
 }
 
+/// The workload that is asked about; of its pod, what was said or else what the pod's file says.
+fn caller(args: &ExplainArgs, config: &Config) -> Workload {
+    let cgroup = args.workload.as_deref().map(|path| Arc::new(Cgroup::at(path)));
+    let said = args.pod.pod_namespace.clone().zip(args.pod.pod_name.clone());
+    let pod = match said {
+        Some((namespace, name)) => Some(Arc::new(Pod {
+            namespace,
+            name,
+            service_account: args.pod.pod_service_account.clone(),
+            labels: args.pod.pod_label.iter().cloned().collect(),
+        })),
+        None => {
+            let uid = cgroup.as_deref().and_then(|cgroup| cgroup.identity.pod.clone());
+            let facts = config.intercept.pod_facts.clone().map(Directory::new);
+            uid.zip(facts).and_then(|(uid, facts)| facts.of(&uid))
+        }
+    };
+    Workload {
+        cgroup,
+        pod,
+        uid: args.uid,
+        ..Workload::default()
+    }
+}
+
 /// Pure: what the configuration says about the host, the workload, and the host's addresses.
-fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: Vec<IpAddr>) -> Explained {
-    let enrolled = workload.map(|path| config.intercept.cgroups.iter().any(|glob| covers(glob, path)));
+fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<IpAddr>) -> Explained {
+    let path = caller.cgroup.as_deref().map(|cgroup| cgroup.path.as_str());
+    let enrolled = path.map(|path| config.intercept.cgroups.iter().any(|glob| covers(glob, path)));
     let addresses = addresses
         .into_iter()
         .map(|address| {
@@ -82,23 +120,14 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
             }
         })
         .collect();
-    let caller = Workload {
-        cgroup_id: 0,
-        cgroup: workload.map(Into::into),
-        tgid: 0,
-        uid: 0,
-    };
-    let named = config
-        .routes
-        .iter()
-        .any(|r| r.hosts.iter().any(|h| h.matches(host)));
     let endpoints: std::collections::BTreeMap<_, _> = config
         .vaults
         .iter()
         .map(|(name, v)| (name.clone(), v.settings.token_endpoint.to_string()))
         .collect();
     let routes = Routes::new(config.routes);
-    let route = routes.find(host, &caller).map(|route| RouteFacts {
+    let found = routes.find(host, caller);
+    let facts = |route: &Route| RouteFacts {
         name: route.name.to_string(),
         matched: route
             .hosts
@@ -111,32 +140,71 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
         connection: route.connection.to_string(),
         login_hint: route.login_hint.as_deref().map(str::to_owned),
         on_missing_token: route.on_missing_token,
-        workloads: route.workloads.clone(),
-    });
-    let (decision, why) = match (&route, enrolled) {
+        workloads: route.workloads.iter().map(ToString::to_string).collect(),
+    };
+    let (decision, why) = match (found, enrolled) {
         (_, Some(false)) => (
             "native",
             "the workload is in no enrolled cgroup (intercept.cgroups), so nothing is attached to it"
                 .to_owned(),
         ),
-        (Some(route), _) => (
+        (Found::Route(route), _) => (
             "terminate",
-            format!("route {} names it ({})", route.name, route.matched),
+            format!("route {} names it ({})", route.name, facts(route).matched),
         ),
-        (None, _) if named => (
+        (Found::Unsettled(route), None) if caller.pod.is_none() && caller.uid.is_none() => (
+            "depends",
+            format!(
+                "route {} is for some workloads only; name one with --workload",
+                route.name
+            ),
+        ),
+        (Found::Unsettled(route), _) => (
+            "refuse",
+            format!(
+                "route {} names it, and too little is known of the workload to tell whether it is for it; for a pod, \
+                 see intercept.pod_facts",
+                route.name
+            ),
+        ),
+        (Found::Nothing, _) if routes.names(host) => (
             "tunnel",
             "a route names it, but not for this workload (workloads:); bytes pass untouched".to_owned(),
         ),
-        (None, _) => ("tunnel", "no route names it; bytes pass untouched".to_owned()),
+        (Found::Nothing, _) => ("tunnel", "no route names it; bytes pass untouched".to_owned()),
     };
     Explained {
         host: host.to_string(),
-        workload: workload.map(str::to_owned),
+        workload: path.map(str::to_owned),
         decision,
         why,
-        route,
+        route: match found {
+            Found::Route(route) | Found::Unsettled(route) => Some(facts(route)),
+            Found::Nothing => None,
+        },
+        selectors: selectors(&routes, host, caller),
         addresses,
     }
+}
+
+/// Up to the route that settled it; the others were not asked.
+fn selectors(routes: &Routes, host: &HostName, caller: &Workload) -> Vec<Selected> {
+    let mut all = Vec::new();
+    for route in routes.candidates(host) {
+        all.extend(route.workloads.iter().map(|selector| Selected {
+            route: route.name.to_string(),
+            selector: selector.to_string(),
+            result: match selector.verdict(caller) {
+                Verdict::Admitted => "matches".to_owned(),
+                Verdict::Differs(criterion) => format!("{criterion} is another"),
+                Verdict::Unknown(criterion) => format!("{criterion} is not known"),
+            },
+        }));
+        if !matches!(route.verdict(caller), Verdict::Differs(_)) {
+            break;
+        }
+    }
+    all
 }
 
 fn redirected(intercept: &Intercept, address: IpAddr) -> (bool, String) {
@@ -160,9 +228,14 @@ fn text(explained: &Explained) -> String {
             let _ = writeln!(text, "  login_hint {hint}");
         }
         let _ = writeln!(text, "  a request without a token is {missing}");
-        if !route.workloads.is_empty() {
-            let _ = writeln!(text, "  only for {}", route.workloads.join(", "));
-        }
+    }
+    for Selected {
+        route,
+        selector,
+        result,
+    } in &explained.selectors
+    {
+        let _ = writeln!(text, "  route {route} is for {selector}: {result}");
     }
     if explained.addresses.is_empty() {
         text.push_str("  it has no address now\n");
@@ -186,6 +259,14 @@ fn text(explained: &Explained) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Selector;
+
+    fn at(path: Option<&str>) -> Workload {
+        Workload {
+            cgroup: path.map(|path| Arc::new(Cgroup::at(path))),
+            ..Workload::default()
+        }
+    }
 
     #[test]
     fn the_answer_says_why() {
@@ -203,12 +284,8 @@ mod tests {
         };
         let ask = |host: &str, workload: Option<&str>| {
             let host = HostName::parse(host).unwrap();
-            explain(
-                config(),
-                &host,
-                workload,
-                vec!["127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap()],
-            )
+            let addresses = vec!["127.0.0.1".parse().unwrap(), "192.0.2.1".parse().unwrap()];
+            explain(config(), &host, &at(workload), addresses)
         };
         let routed = ask("gmail.googleapis.com", Some("/kubepods.slice/pod1"));
         assert_eq!(routed.decision, "terminate");
@@ -223,5 +300,51 @@ mod tests {
         assert!(text(&routed).contains("connection google-oauth2"));
         assert_eq!(ask("example.com", None).decision, "tunnel");
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
+    }
+    #[test]
+    fn it_names_the_selector_that_settled_it() {
+        let host = HostName::parse("api.github.com").unwrap();
+        let ask = |caller: &Workload| {
+            let mut config = Config::from_env(&|_| Some("x.example".to_owned())).unwrap();
+            for route in &mut config.routes {
+                let namespace = Some("shop".to_owned());
+                route.workloads = vec![
+                    Selector::cgroup("/batch"),
+                    Selector {
+                        namespace,
+                        ..Selector::default()
+                    },
+                ];
+            }
+            explain(config, &host, caller, vec![])
+        };
+        let results = |explained: &Explained| -> Vec<String> {
+            explained.selectors.iter().map(|s| s.result.clone()).collect()
+        };
+        let pod = "/kubepods/pod8f6a1c2e-1b2c-4d3e-9f00-aabbccddeeff";
+        let known = Workload {
+            pod: Some(Arc::new(Pod {
+                namespace: "shop".into(),
+                name: "cart-0".into(),
+                service_account: "cart".into(),
+                labels: Default::default(),
+            })),
+            ..at(Some(pod))
+        };
+        // The configuration enrols nothing, which would settle everything.
+        let unenrolled = ask(&known);
+        assert_eq!(unenrolled.decision, "native");
+        assert_eq!(results(&unenrolled), ["cgroup is another", "matches"]);
+        assert!(text(&unenrolled).contains("is for {namespace: shop}: matches"));
+        assert_eq!(
+            results(&ask(&at(Some(pod)))),
+            ["cgroup is another", "namespace is not known"]
+        );
+        assert_eq!(ask(&at(None)).decision, "depends");
+        let nameless = Workload {
+            uid: Some(1000),
+            ..at(None)
+        };
+        assert_eq!(ask(&nameless).decision, "refuse", "its cgroup might be /batch");
     }
 }

@@ -138,6 +138,7 @@ impl Checker<'_> {
             quic: raw.quic,
             on_agent_down: raw.on_agent_down,
             on_unknown_name: raw.on_unknown_name,
+            pod_facts: self.pod_facts(raw.pod_facts.as_ref())?,
         })
     }
 
@@ -278,11 +279,10 @@ impl Checker<'_> {
                     .map_err(|problem| self.value(&key("hosts"), at, &at.value, problem.to_string()))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        if let Some(at) = raw.workloads.iter().find(|at| !at.value.starts_with('/')) {
-            let problem =
-                "is no cgroup; allowed: a path below the cgroup2 mount, with * for part of a component";
-            return Err(self.value(&key("workloads"), at, &at.value, problem));
-        }
+        let selectors = raw.workloads.into_iter();
+        let workloads = selectors
+            .map(|at| self.selector(&key("workloads"), at))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Route {
             name: name.as_str().into(),
             hosts,
@@ -290,11 +290,11 @@ impl Checker<'_> {
             connection: raw.connection.value.as_str().into(),
             login_hint: raw.login_hint.map(Into::into),
             on_missing_token: raw.on_missing_token,
-            workloads: raw.workloads.into_iter().map(|at| at.value).collect(),
+            workloads,
         })
     }
 
-    fn value<T>(
+    pub(super) fn value<T>(
         &self,
         key: &str,
         at: &Spanned<T>,

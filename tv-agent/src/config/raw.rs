@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use super::workloads;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
 
@@ -31,6 +32,7 @@ pub struct Intercept {
     pub quic: Quic,
     pub on_agent_down: OnAgentDown,
     pub on_unknown_name: OnUnknownName,
+    pub pod_facts: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +133,7 @@ pub struct Route {
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
     #[serde(default)]
-    pub workloads: Vec<Spanned<String>>,
+    pub workloads: Vec<Spanned<workloads::Raw>>,
 }
 
 #[derive(Deserialize, Default)]

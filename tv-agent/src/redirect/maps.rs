@@ -18,6 +18,7 @@ use tv_ebpf::{Reason, Record, Settings, TupleKey};
 use super::{Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
+use crate::limits;
 
 mod policy;
 
@@ -216,6 +217,10 @@ impl OriginLookup for Handles {
         };
         // Taken, not read: the same address and port may come again, with another origin.
         tuples.remove(&key).map_err(io::Error::other)?;
+        let connected = Duration::from_nanos(record.connected_ns);
+        if is_stale(connected, now(ClockId::CLOCK_BOOTTIME)) {
+            return Ok(None);
+        }
         Ok(Some(Recorded {
             origin: OriginAddr(SocketAddr::new(
                 from_mapped(abi::octets(record.origin)),
@@ -224,8 +229,15 @@ impl OriginLookup for Handles {
             cgroup_id: record.cgroup_id,
             tgid: record.tgid,
             uid: record.uid,
+            connected: to_own(connected, ClockId::CLOCK_BOOTTIME),
         }))
     }
+}
+
+/// Whether a record was left by a connection that never came, such as one whose SYN met a full queue. Whoever has
+/// its address and port now, and reached the listener by itself, is somebody else.
+fn is_stale(connected: Duration, now: Duration) -> bool {
+    now.saturating_sub(connected) > limits::RECORD_AGE
 }
 
 impl OwnSocket for Handles {
@@ -351,21 +363,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The clock of bpf_ktime_get_ns(): CLOCK_MONOTONIC of the initial time namespace.
 fn now_ns() -> u64 {
-    static OFFSET: LazyLock<i128> = LazyLock::new(|| {
-        let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
-        monotonic_offset(&offsets)
-    });
-    let own = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos());
-    u64::try_from(i128::try_from(own).unwrap_or(i128::MAX) - *OFFSET).unwrap_or(0)
+    nanoseconds(now(ClockId::CLOCK_MONOTONIC))
 }
 
-/// What this process's time namespace adds to CLOCK_MONOTONIC, nanoseconds; time_namespaces(7). Without such
-/// namespaces there is no file, and nothing is added.
-fn monotonic_offset(offsets: &str) -> i128 {
+/// The time of the initial time namespace, by which the kernel half goes.
+fn now(clock: ClockId) -> Duration {
+    let own = clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
+    shifted(own, -clock_offset(&OFFSETS, clock))
+}
+
+/// The same moment by this process's time namespace, in which /proc speaks.
+fn to_own(moment: Duration, clock: ClockId) -> Duration {
+    shifted(moment, clock_offset(&OFFSETS, clock))
+}
+
+static OFFSETS: LazyLock<String> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default());
+
+fn shifted(moment: Duration, nanoseconds: i128) -> Duration {
+    let moment = i128::try_from(moment.as_nanos()).unwrap_or(i128::MAX);
+    Duration::from_nanos(u64::try_from(moment + nanoseconds).unwrap_or(0))
+}
+
+/// What this process's time namespace adds to CLOCK_MONOTONIC or CLOCK_BOOTTIME, nanoseconds; time_namespaces(7).
+/// Without such namespaces there is no file, and nothing is added.
+fn clock_offset(offsets: &str, clock: ClockId) -> i128 {
+    // A number stands for the clock in what is written to the file; the kernel shows the name.
+    let names = match clock {
+        ClockId::CLOCK_BOOTTIME => ["boottime", "7"],
+        _ => ["monotonic", "1"],
+    };
     let offset = offsets.lines().find_map(|line| {
         let mut fields = line.split_whitespace();
-        // A number stands for the clock in what is written to the file; the kernel shows the name.
-        matches!(fields.next()?, "monotonic" | "1").then_some(())?;
+        names.contains(&fields.next()?).then_some(())?;
         let (seconds, nanoseconds): (i128, i128) =
             (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
         Some(seconds * 1_000_000_000 + nanoseconds)

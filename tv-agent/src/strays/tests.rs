@@ -1,6 +1,7 @@
 //! What is of concern, what is told, and how often.
 
 use super::*;
+use crate::workload::NoFacts;
 
 fn scope() -> Scope {
     Scope {
@@ -64,12 +65,7 @@ fn stray(cookie: u64, netns: NetnsId) -> Stray {
             cgroup_id: 1,
         },
         reason: Reason::Unknown,
-        workload: Workload {
-            cgroup_id: 1,
-            cgroup: None,
-            tgid: 1,
-            uid: 0,
-        },
+        workload: Workload::default(),
     }
 }
 
@@ -139,7 +135,7 @@ fn watch(ports: Vec<u16>) -> Watch {
         visitors: Visitors::new().unwrap(),
         home: HERE,
         workloads: Arc::new(Workloads::new("/nonexistent".into(), vec![])),
-        scope: Arc::new(move || scope.clone()),
+        current: Arc::new(move || (scope.clone(), Arc::new(NoFacts))),
         flows: Flows::new(),
         metrics: Metrics::new(),
     }

@@ -56,8 +56,12 @@ fn pod(name: &str, kind: &str) -> Option<String> {
         "" => name.strip_prefix("pod")?.to_owned(),
         _ => return None,
     };
-    let is_uid = uid.len() >= 32 && uid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    is_uid.then_some(uid)
+    is_pod_uid(&uid).then_some(uid)
+}
+
+/// A UUID, or the 32 digits of a static pod. Safe as a file name.
+pub fn is_pod_uid(text: &str) -> bool {
+    (32..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::BPF_SK_STORAGE_GET_F_CREATE;
 use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::bpf_get_current_cgroup_id;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_skc_to_mptcp_sock};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_ktime_get_boot_ns, bpf_skc_to_mptcp_sock};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::{debug, warn};
@@ -69,7 +69,7 @@ fn record(attempt: &Attempt<'_>) -> bool {
             origin: attempt.destination,
             cgroup_id: bpf_get_current_cgroup_id(),
             netns: bpf_get_netns_cookie(attempt.ctx.sock_addr.cast()),
-            generation: attempt.settings.generation,
+            connected_ns: bpf_ktime_get_boot_ns(),
             tgid: attempt.ctx.tgid(),
             uid: attempt.ctx.uid(),
             port: attempt.port,
