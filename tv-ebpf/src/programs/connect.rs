@@ -63,9 +63,14 @@ fn connect(attempt: Option<Attempt<'_>>) -> i32 {
 /// Overwrites what an earlier connect() on this socket left: after AF_UNSPEC it may go elsewhere.
 #[inline(always)]
 fn record(attempt: &Attempt<'_>) -> bool {
-    // SAFETY: the helpers take no arguments but the context.
-    let record = unsafe {
-        Record {
+    // SAFETY: a sock_addr context always has its socket, and the other one is not null; a value that is not null is
+    // ours to write, under the socket's lock. The helpers take no arguments but the context.
+    unsafe {
+        let record = storage(&TV_ORIGINS, attempt.sk(), BPF_SK_STORAGE_GET_F_CREATE.into());
+        if record.is_null() {
+            return false;
+        }
+        *record = Record {
             origin: attempt.destination,
             cgroup_id: bpf_get_current_cgroup_id(),
             netns: bpf_get_netns_cookie(attempt.ctx.sock_addr.cast()),
@@ -74,26 +79,16 @@ fn record(attempt: &Attempt<'_>) -> bool {
             uid: attempt.ctx.uid(),
             port: attempt.port,
             padding: [0; 3],
+        };
+        let outer = mptcp_socket(attempt);
+        if outer.is_null() {
+            return true;
         }
-    };
-    // SAFETY: a sock_addr context always has its socket; the other one is not null.
-    unsafe {
-        let mptcp = mptcp_socket(attempt);
-        write(attempt.sk(), &record) && (mptcp.is_null() || write(mptcp, &record))
-    }
-}
-
-/// # Safety
-/// `sk` is a socket that the verifier knows to be valid and not null.
-#[inline(always)]
-unsafe fn write(sk: *mut bpf_sock, record: &Record) -> bool {
-    // SAFETY: a socket by the caller's promise; a value that is not null is ours to write, under the socket's lock.
-    unsafe {
-        let place = storage(&TV_ORIGINS, sk, BPF_SK_STORAGE_GET_F_CREATE.into());
-        if place.is_null() {
+        let copy = storage(&TV_ORIGINS, outer, BPF_SK_STORAGE_GET_F_CREATE.into());
+        if copy.is_null() {
             return false;
         }
-        *place = *record;
+        *copy = *record;
     }
     true
 }
@@ -107,18 +102,18 @@ fn forget(attempt: &Attempt<'_>) {
     // SAFETY: as in `record`.
     unsafe {
         erase(attempt.sk());
-        let mptcp = mptcp_socket(attempt);
-        if !mptcp.is_null() {
-            erase(mptcp);
+        let outer = mptcp_socket(attempt);
+        if !outer.is_null() {
+            erase(outer);
         }
     }
 }
 
 /// # Safety
-/// As for [`write`].
+/// `sk` is a socket that the verifier knows to be valid and not null.
 #[inline(always)]
 unsafe fn erase(sk: *mut bpf_sock) {
-    // SAFETY: as in `write`.
+    // SAFETY: as in `record`.
     unsafe {
         let record = storage(&TV_ORIGINS, sk, 0);
         if !record.is_null() {
