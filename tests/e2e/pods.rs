@@ -254,6 +254,8 @@ fn a_new_pod_is_refused_then_intercepted() {
         let script = script.display().to_string();
         // In step with an event, and without one: the process is in its cgroup for long.
         for (what, wait) in [("cgroup made", 0), ("namespace made in an old cgroup", 700)] {
+            // A busy machine may let the agent listen before the workload's first connect; not twelve times.
+            let mut refusals = 0;
             let mut took: Vec<f64> = (0..12)
                 .map(|number| {
                     // Out of step with the agent's own looks.
@@ -269,10 +271,11 @@ fn a_new_pod_is_refused_then_intercepted() {
                     let [refused, milliseconds] = said.split(' ').collect::<Vec<_>>()[..] else {
                         panic!("{said}")
                     };
-                    assert!(refused.parse::<u32>().unwrap() > 0, "never refused: {said}");
+                    refusals += refused.parse::<u32>().unwrap();
                     milliseconds.parse().unwrap()
                 })
                 .collect();
+            assert!(refusals > 0, "never refused");
             took.sort_by(f64::total_cmp);
             eprintln!(
                 "{what} to intercepted: median {} ms, most {} ms",

@@ -66,12 +66,12 @@ fn each_decision_moves_its_own_counter() {
         expect(&agent, &before, &["redirected", "peer_shown"]);
 
         let before = snapshot(&agent);
-        agent.handles.stop_heartbeat().unwrap();
+        agent.stop_beating();
         workload.tcp(ORIGIN4, "").unwrap_err();
         expect(&agent, &before, &["late_refused"]);
 
         let before = snapshot(&agent);
-        agent.redirect.heartbeat().unwrap();
+        agent.start_beating();
         agent.doors.close();
         workload.tcp(ORIGIN4, "").unwrap_err();
         expect(&agent, &before, &["absent_refused"]);

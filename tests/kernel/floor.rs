@@ -31,22 +31,3 @@ fn a_kernel_does_or_is_refused_by_name() {
         }
     });
 }
-
-/// The shipped object is built one way only; what cargo's dev profile would make of the programs is taken as well.
-#[test]
-fn the_dev_profiles_programs_load_too() {
-    let Some(file) = std::env::var_os("TV_CHECKED_OBJECT") else {
-        let reason = "TV_CHECKED_OBJECT names no object; run: cargo xtask test kernel";
-        assert!(std::env::var("CI").as_deref() != Ok("true"), "{reason}");
-        eprintln!("skipped: {reason}");
-        return;
-    };
-    let object = fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-    with_world("checked", |world| {
-        match Redirect::load_object(&object, &world.pin_root(), world.run_dir(), "checked") {
-            Ok(redirect) => redirect.release().unwrap_or_else(fail),
-            Err(Error::Unsupported(_)) => {}
-            Err(other) => fail(other),
-        }
-    });
-}

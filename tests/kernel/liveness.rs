@@ -61,15 +61,15 @@ fn a_strangers_listener_on_our_port_is_not_the_agent() {
 fn a_missed_deadline_counts_as_absence_until_the_next_heartbeat() {
     with_agent("late", |world, agent| {
         let mut workload = world.workload();
-        agent.handles.stop_heartbeat().unwrap();
+        agent.stop_beating();
         assert_eq!(workload.tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
         assert_eq!(agent.count("late_refused"), 1);
-        agent.redirect.heartbeat().unwrap();
+        agent.start_beating();
         workload.tcp(ORIGIN4, "").unwrap();
         assert!(agent.accept().1.is_some());
         world.policy.on_agent_down = AgentDown::Open;
         agent.redirect.apply(&world.policy).unwrap();
-        agent.handles.stop_heartbeat().unwrap();
+        agent.stop_beating();
         let origin = Origin::listen(ORIGIN4);
         workload.tcp(ORIGIN4, "").unwrap();
         assert_eq!((origin.visitors(), agent.count("late_left")), (1, 1));

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
-use std::thread::sleep;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -35,11 +36,20 @@ pub struct World {
     run_dir: PathBuf,
 }
 
-/// The agent's part: listeners with the flag, and the kernel half behind them.
+/// The agent's part: listeners with the flag, and the kernel half behind them. It says that it lives, until it is told
+/// otherwise.
 pub struct Agent {
     pub redirect: Redirect,
     pub handles: Handles,
     pub doors: Doors,
+    beat: Option<Beat>,
+}
+
+/// Beats twice a second: one heartbeat is good for five seconds, which a busy machine takes for less than a test.
+struct Beat {
+    // Closed when dropped, which ends the thread.
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// The listeners of one network namespace.
@@ -148,12 +158,13 @@ impl World {
         let mut redirect = self.load();
         let handles = redirect.handles();
         let doors = Doors::open(&handles);
-        redirect.heartbeat().unwrap_or_else(fail);
+        let beat = Some(Beat::start(handles.clone()));
         redirect.attach(self.cgroup.path()).unwrap_or_else(fail);
         Agent {
             redirect,
             handles,
             doors,
+            beat,
         }
     }
 
@@ -180,7 +191,42 @@ impl Drop for World {
     }
 }
 
+impl Beat {
+    fn start(handles: Handles) -> Self {
+        handles.heartbeat().unwrap_or_else(fail);
+        let (stop, stopped) = mpsc::channel();
+        let beat = move || {
+            while stopped.recv_timeout(Duration::from_millis(500)) == Err(RecvTimeoutError::Timeout) {
+                handles.heartbeat().unwrap_or_else(fail);
+            }
+        };
+        Self {
+            stop: Some(stop),
+            thread: Some(std::thread::spawn(beat)),
+        }
+    }
+}
+
+impl Drop for Beat {
+    fn drop(&mut self) {
+        self.stop = None;
+        // It fails when the thread has panicked, which it has said itself.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 impl Agent {
+    /// Misses its deadline, as an agent that hangs.
+    pub fn stop_beating(&mut self) {
+        self.beat = None;
+        self.handles.stop_heartbeat().unwrap_or_else(fail);
+    }
+
+    /// Beats again.
+    pub fn start_beating(&mut self) {
+        self.beat = Some(Beat::start(self.handles.clone()));
+    }
+
     /// The next redirected connection and its record.
     pub fn accept(&self) -> (TcpStream, Option<Recorded>) {
         self.doors.accept(&self.handles)

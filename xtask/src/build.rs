@@ -24,13 +24,6 @@ const PROFILE: [(&str, &str); 6] = [
     ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"),
 ];
 
-/// What cargo's dev profile adds to the code: checks of overflow, and assertions. Never shipped; the kernel tests load
-/// it, to know that nobody's own build would be refused by a verifier.
-const CHECKED: [(&str, &str); 2] = [
-    ("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true"),
-    ("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true"),
-];
-
 pub fn run(arguments: &[String]) -> Outcome {
     if let Some(unknown) = arguments.iter().find(|argument| *argument != "--release") {
         return Err(Failed(format!(
@@ -49,23 +42,12 @@ pub fn run(arguments: &[String]) -> Outcome {
 /// Builds target/bpf/tv-ebpf.o if its inputs changed, installing the tools if they are missing.
 pub fn kernel_half() -> Outcome {
     let target = target();
-    object(&target.join("bpf/tv-ebpf.o"), &target.join("bpf-build"), &[])
-}
-
-/// The same with [`CHECKED`] code; where it lies.
-pub fn checked_kernel_half() -> Result<PathBuf, Failed> {
-    let build = target().join("bpf-build-checked");
-    let object_file = build.join("tv-ebpf.o");
-    object(&object_file, &build, &CHECKED)?;
-    Ok(object_file)
-}
-
-fn object(object: &Path, build: &Path, more: &[(&str, &str)]) -> Outcome {
-    let target = target();
     let recipe = recipe::find(&target).or_else(|missing| {
         setup::install(&target, &missing)?;
         recipe::find(&target).map_err(|missing| Failed(format!("still missing: {missing:?}")))
     })?;
+    let build = target.join("bpf-build");
+    let object = target.join("bpf/tv-ebpf.o");
     // Not beside the object: the agent's build script watches that directory.
     let stamp = build.join("tv-ebpf.inputs");
     let inputs = fingerprint(&root(), &recipe).map_err(failed("reading the sources of tv-ebpf"))?;
@@ -76,12 +58,12 @@ fn object(object: &Path, build: &Path, more: &[(&str, &str)]) -> Outcome {
         "building the kernel half with {}",
         recipe.compiler.lines().next().unwrap_or_default()
     );
-    let built = compile(&recipe, build, more)?;
-    replace(&built, object).map_err(failed("writing the object of the kernel half"))?;
-    fs::write(&stamp, inputs).map_err(failed("writing tv-ebpf.inputs"))
+    let built = compile(&recipe, &build)?;
+    replace(&built, &object).map_err(failed("writing target/bpf/tv-ebpf.o"))?;
+    fs::write(&stamp, inputs).map_err(failed("writing target/bpf-build/tv-ebpf.inputs"))
 }
 
-fn compile(recipe: &Recipe, build: &Path, more: &[(&str, &str)]) -> Result<PathBuf, Failed> {
+fn compile(recipe: &Recipe, build: &Path) -> Result<PathBuf, Failed> {
     let endian = if cfg!(target_endian = "big") {
         "bpfeb"
     } else {
@@ -109,7 +91,6 @@ fn compile(recipe: &Recipe, build: &Path, more: &[(&str, &str)]) -> Result<PathB
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("LD_LIBRARY_PATH", llvm)
         .envs(PROFILE)
-        .envs(more.iter().copied())
         .args([
             "build",
             "--package",
@@ -170,7 +151,7 @@ fn fingerprint(root: &Path, recipe: &Recipe) -> io::Result<String> {
     }
     files.sort();
     let mut text = format!(
-        "{}\nbpf-linker {LINKER_VERSION}\n{FLAGS:?} {PROFILE:?} {CHECKED:?}\n",
+        "{}\nbpf-linker {LINKER_VERSION}\n{FLAGS:?} {PROFILE:?}\n",
         recipe.compiler
     );
     for file in files {

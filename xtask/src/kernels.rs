@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, build, process, root, setup, target};
+use crate::{Failed, Outcome, process, root, setup, target};
 
 mod debian;
 mod guest;
@@ -202,8 +202,6 @@ struct Tests {
     kernel: PathBuf,
     /// The tests were compiled with this path, so that is where it lies in the guest.
     probe: PathBuf,
-    /// The kernel half as the dev profile compiles it.
-    checked: PathBuf,
 }
 
 fn build_tests() -> Result<Tests, Failed> {
@@ -231,7 +229,6 @@ fn build_tests() -> Result<Tests, Failed> {
     Ok(Tests {
         kernel: executable("kernel")?,
         probe: executable("tv-probe")?,
-        checked: build::checked_kernel_half()?,
     })
 }
 

@@ -12,8 +12,6 @@ use super::{Failed, Outcome, Tests, Tools, failed, process, read};
 /// Seconds that the tests may take, and the whole machine.
 const TESTS_LIMIT: u32 = 240;
 const BOOT_LIMIT: u32 = TESTS_LIMIT + 60;
-/// Where the kernel half of the dev profile lies in the guest.
-const CHECKED: &str = "tests/checked.o";
 /// Boots of one kernel until it is taken for broken.
 const BOOTS: u32 = 3;
 /// What the last line begins with.
@@ -81,7 +79,6 @@ fn pack(image: &Image, tests: &Tests, filter: &str, tools: &Tools, to: &Path) ->
     archive.program("sbin/ip", &tools.ip)?;
     archive.program("tests/kernel", &tests.kernel)?;
     archive.program(&tests.probe.display().to_string(), &tests.probe)?;
-    archive.file(CHECKED, 0o644, read(&tests.checked)?);
     for module in &image.modules {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         archive.file(&format!("modules/{name}"), 0o644, read(module)?);
@@ -96,7 +93,7 @@ fn init(filter: &str) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin\n\
-         export PATH=/sbin:/bin CI=true TV_EMULATED=1 TV_CHECKED_OBJECT=/{CHECKED}\n\
+         export PATH=/sbin:/bin CI=true TV_EMULATED=1\n\
          mount -t proc proc /proc\n\
          mount -t sysfs sysfs /sys\n\
          mount -t devtmpfs dev /dev\n\
