@@ -140,6 +140,31 @@ fn status(world: &World, daemon: &Daemon<'_>) -> Value {
     serde_json::from_str(asked.expect_success()).unwrap()
 }
 
+/// The successor dies while the first one still drains: what starts then is not kept from it.
+#[test]
+fn one_that_drains_is_in_nobodys_way() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("in-the-way", world.config()).unwrap();
+        let (real, tunnelled) = (world.root_file().display().to_string(), world.unrouted.count());
+        let theirs = format!("https://{UNROUTED}/drip/120/100");
+        let tunnel = under_way(&daemon, &["--cacert", &real, &theirs]);
+        wait_for("a tunnel", LIMIT, || world.unrouted.count() == tunnelled + 1);
+        let mut old = daemon.succeed().unwrap();
+        daemon.kill();
+        assert_refused(world, &daemon, &user);
+        daemon.restart().unwrap();
+        assert!(old.ended().is_none(), "it drains");
+        assert_served(world, &daemon, &user);
+        let whole = tunnel.finish(LIMIT).unwrap();
+        assert_eq!(whole.expect_success().matches("data: ").count(), 120);
+        assert_eq!(old.wait(LIMIT).unwrap().code(), 0);
+        assert_served(world, &daemon, &user);
+        daemon.kill();
+        assert_refused(world, &daemon, &user);
+    });
+}
+
 /// Where a supervisor starts again whatever ends, the old one waits for its word; and it drains on that word.
 #[test]
 fn an_old_one_lingers_until_it_is_told_to_stop() {
@@ -277,6 +302,20 @@ fn one_that_fails_leaves_the_running_one_as_it_was() {
             outside.args(["--silent", "--cacert", &real, &format!("https://{GITHUB_API}/")]);
             process::run(&mut outside, LIMIT).unwrap().expect_success();
         }
+        // In another network namespace nothing would be reachable at the same addresses.
+        let mut elsewhere = world.command("unshare");
+        elsewhere.arg("--net").arg(world.agent_file());
+        elsewhere
+            .args(["run", "--take-over", "--config"])
+            .arg(daemon.config_file());
+        let refused = process::run(&mut elsewhere, LIMIT).unwrap();
+        assert_eq!(refused.code(), 1, "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("another network namespace"),
+            "{}",
+            refused.stderr
+        );
+        assert_served(world, &daemon, &user);
         assert_unseen(world, &user);
     });
 }

@@ -11,6 +11,7 @@ use crate::addr::{NetnsCookie, OriginAddr, PeerAddr};
 
 mod cgroup;
 mod cleanup;
+mod kernel_log;
 mod layout;
 mod load;
 mod lock;
@@ -20,7 +21,8 @@ mod probe;
 
 pub use cgroup::{cgroup_id, cgroup2_mount};
 pub use cleanup::{Removed, cleanup, exec_cgroup_name};
-pub use load::{KernelLog, Redirect, Usage, count_usage, object, object_sha256};
+pub use kernel_log::KernelLog;
+pub use load::{Redirect, Usage, count_usage, object, object_sha256};
 pub use lock::{DEFAULT_RUN_DIR, InstanceLock, instance_process};
 pub use maps::Handles;
 pub use pins::DEFAULT_PIN_ROOT;

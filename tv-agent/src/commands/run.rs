@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -259,6 +259,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
         tracing::info!(?drain, "another agent has taken over; finishing what is open");
         local.close().await;
         daemon.cover.with(Redirect::leave);
+        drop(kept);
         Box::pin(agent.hand_over())
     } else {
         tracing::info!(
@@ -325,10 +326,7 @@ impl Daemon {
     /// All that a successor needs.
     async fn estate(&self, door: &OwnedFd, local: &Local) -> Option<Estate> {
         let inheritance = self.agent.bequeath().await?;
-        let lock = self
-            .cover
-            .with(|redirect| redirect.lock().as_fd().try_clone_to_owned());
-        takeover::estate(lock, door, local, inheritance)
+        takeover::estate(&self.cover, door, local, inheritance)
             .inspect_err(|error| tracing::error!(%error, "cannot hand over"))
             .ok()
     }

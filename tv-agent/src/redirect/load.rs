@@ -4,7 +4,6 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use aya::programs::links::{FdLink, LinkError};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramType, SockOps};
@@ -13,6 +12,7 @@ use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use tv_ebpf::abi;
 
+use super::kernel_log::{self, KernelLog};
 use super::layout;
 use super::lock::InstanceLock;
 use super::maps::{self, Handles, Tables};
@@ -53,7 +53,8 @@ pub struct Redirect {
     // Before the lock: what it takes away is still ours then.
     pins: Unlinked,
     attached: Vec<Attached>,
-    lock: InstanceLock,
+    /// None once a successor holds it alone.
+    lock: Option<InstanceLock>,
 }
 
 struct Attached {
@@ -126,18 +127,20 @@ impl Redirect {
             ebpf,
             pins: unlinked,
             attached: Vec::new(),
-            lock,
+            lock: Some(lock),
         })
     }
 
-    /// Leaves everything to a successor that has taken it over.
+    /// Leaves everything to a successor that has taken it over, the lock too: should it die while this process still
+    /// drains, the next one must be able to start.
     pub fn leave(&mut self) {
         self.pins.fresh = false;
+        self.lock = None;
     }
 
-    /// The lock, for a successor.
-    pub fn lock(&self) -> &InstanceLock {
-        &self.lock
+    /// The lock, for a successor; None after [`leave`](Self::leave).
+    pub fn lock(&self) -> Option<&InstanceLock> {
+        self.lock.as_ref()
     }
 
     /// Whether the kernel half can express a policy. Nothing is put in force.
@@ -276,11 +279,7 @@ impl Redirect {
 
     /// The programs' own log, when events of target `tv_agent::kernel` are enabled at DEBUG level. Once.
     pub fn kernel_log(&mut self) -> Option<KernelLog> {
-        if !log_enabled() {
-            return None;
-        }
-        let logger = aya_log::EbpfLogger::init(&mut self.ebpf).ok()?;
-        Some(KernelLog { logger })
+        KernelLog::of(&mut self.ebpf)
     }
 
     /// Detaches everything, removes all pins of this instance and its lock file.
@@ -289,7 +288,7 @@ impl Redirect {
     /// When a pin or the lock file cannot be removed; `tv-agent cleanup` can try again.
     pub fn release(self) -> Result<(), Error> {
         self.pins.pins.remove_all()?;
-        self.lock.remove()
+        self.lock.map_or(Ok(()), InstanceLock::remove)
     }
 }
 
@@ -318,33 +317,13 @@ impl std::fmt::Debug for Redirect {
     }
 }
 
-/// Forwards what the programs say to the `log` facade, which tracing-subscriber listens to.
-pub struct KernelLog {
-    logger: aya_log::EbpfLogger<&'static dyn log::Log>,
-}
-
-impl KernelLog {
-    /// Looks for new lines four times a second, until it is dropped.
-    pub async fn run(mut self) {
-        let mut tick = tokio::time::interval(Duration::from_millis(250));
-        loop {
-            tick.tick().await;
-            self.logger.flush();
-        }
-    }
-}
-
-fn log_enabled() -> bool {
-    tracing::enabled!(target: "tv_agent::kernel", tracing::Level::DEBUG)
-}
-
 /// Loads maps and programs; with `pins`, maps that are pinned there are used, and others pinned.
 fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, Error> {
     let set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
     let set_retval = u8::from(matches!(set_retval, Ok(true)));
     // Frozen read-only data: the verifier knows both values and drops the branches that they rule out, so that
     // logging costs nothing while it is off.
-    let log_level = if log_enabled() { LOG_DEBUG } else { LOG_OFF };
+    let log_level = kernel_log::level();
     let mptcp = u8::from(shows_mptcp_origins());
     let mut loader = EbpfLoader::new();
     loader
@@ -372,10 +351,6 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
     }
     Ok(())
 }
-
-/// `aya_log_common::Level` as numbers: 0 is below the most urgent one.
-const LOG_OFF: u8 = 0;
-const LOG_DEBUG: u8 = 4;
 
 fn attach_program(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, ProgramError> {
     // Single is flags 0, the only value that BPF_LINK_CREATE takes for cgroups; links behave as multi anyway.

@@ -135,7 +135,7 @@ impl Before {
         tokio::task::spawn_blocking(move || predecessor.serving())
             .await
             .map_err(|error| Error::Thread(error.into()))??;
-        cover.with(|redirect| redirect.lock().claim())?;
+        cover.with(|redirect| redirect.lock().map_or(Ok(()), InstanceLock::claim))?;
         Ok(agent)
     }
 }
@@ -205,14 +205,15 @@ impl Local {
 
 /// What is given to a successor.
 pub(super) fn estate(
-    lock: std::io::Result<OwnedFd>,
+    cover: &Cover,
     door: &OwnedFd,
     local: &Local,
     inheritance: Inheritance,
 ) -> std::io::Result<Estate> {
     let metrics = local.metrics.as_ref();
+    let lock = cover.with(|redirect| redirect.lock().map(|lock| lock.as_fd().try_clone_to_owned()));
     Ok(Estate {
-        lock: lock?,
+        lock: lock.ok_or(std::io::ErrorKind::NotConnected)??,
         door: door.try_clone()?,
         admin: (local.admin.0.clone(), local.admin.1.try_clone()?),
         metrics: metrics
