@@ -457,11 +457,12 @@ fn a_pod_that_cannot_be_served_stays_refused_and_disturbs_nobody() {
         lonely.ip(&["route", "del", "default"]);
         lonely.ip(&["-6", "route", "del", "default"]);
         let before = world.github.connections().accepted();
-        // curl: 35 for a reset during the handshake. Kept connections to the origin go on without a route.
+        // curl: 35 for a reset during the handshake, 7 for one before it, when the origin was dialled while curl was
+        // busy. Kept connections to the origin go on without a route.
         let other = format!("https://{GOOGLE}/");
         let resolve = format!("{GOOGLE}:443:192.0.2.30");
         let finished = lonely.run(world, &curl(&["--resolve", &resolve, &other]));
-        assert_eq!(finished.code(), 35, "{}", finished.stderr);
+        assert!([7, 35].contains(&finished.code()), "{}", finished.stderr);
         assert_eq!(world.github.connections().accepted(), before);
         let unreachable = r#"tv_agent_connections_total{decision="refuse",reason="upstream_unreachable"}"#;
         assert_eq!(
