@@ -196,13 +196,7 @@ fn a_live_agent_of_another_abi_version_is_refused() {
 fn beside_a_live_agent_the_maps_are_shared_until_it_retires() {
     with_agent("beside", |world, agent| {
         let adopt = || {
-            let descriptor = agent
-                .redirect
-                .lock()
-                .unwrap()
-                .as_fd()
-                .try_clone_to_owned()
-                .unwrap();
+            let descriptor = agent.redirect.lock().unwrap().share().unwrap();
             let lock = InstanceLock::adopt(world.run_dir(), "test", descriptor).unwrap_or_else(fail);
             Redirect::take_over(&world.pin_root(), "test", lock).unwrap_or_else(fail)
         };

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::addr::{NetnsCookie, PeerAddr};
 use crate::dial::OwnSocket;
+use crate::limits;
 use crate::phase::{self, Phase};
 use crate::sys;
 
@@ -137,6 +138,12 @@ pub async fn run<F, S>(
     }
     // Closed, not shut down: a successor may be listening on the same socket.
     drop(listener);
+    let deserted = *phase.borrow() == Phase::Deserted;
+    let drain = if deserted {
+        drain.min(limits::DESERTED_TIME)
+    } else {
+        drain
+    };
     let finished = async { while open.join_next().await.is_some() {} };
     if tokio::time::timeout(drain, finished).await.is_err() {
         open.shutdown().await;

@@ -104,6 +104,8 @@ pub const STRAYS_LOGGED: usize = 32;
 pub const DRAIN_TIME: Duration = Duration::from_secs(30);
 /// Longest such time that may be asked for.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(3600);
+/// The same where the last process of a network namespace is gone: no origin may keep a dead one alive.
+pub const DESERTED_TIME: Duration = Duration::from_secs(10);
 /// Time for a running agent to answer one that wants to take over; it is a matter of milliseconds.
 pub const HANDOVER_ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Time for the new agent to get ready in between; then the running one goes on.

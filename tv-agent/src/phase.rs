@@ -10,6 +10,8 @@ pub enum Phase {
     HandedOver,
     /// What is idle is closed.
     Ending,
+    /// Nobody lives in the network namespace any more: the rest has `limits::DESERTED_TIME` at most.
+    Deserted,
 }
 
 /// Waits until the phase is `phase` or a later one; a sender that is gone is the end.

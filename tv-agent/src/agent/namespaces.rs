@@ -348,7 +348,7 @@ fn arrivals(now: &Found, known: impl Fn(NetnsId) -> bool) -> Vec<(NetnsId, &Seen
     all.filter(|(id, _)| !known(*id)).collect()
 }
 
-/// Stops to listen where nobody has been seen for a while. Connections that are left have the time of a drain:
+/// Stops to listen where nobody has been seen for a while. Connections that are left have a little time:
 /// their workloads have ended, and no origin may keep a dead namespace alive.
 fn leave(served: &mut HashMap<NetnsId, Served>, now: &Found) {
     served.retain(|id, namespace| {
@@ -360,7 +360,7 @@ fn leave(served: &mut HashMap<NetnsId, Served>, now: &Found) {
         let stays = since.elapsed() < LINGER;
         if !stays {
             tracing::info!(netns = id.ino, cgroup = %namespace.cgroup.display(), "network namespace: left");
-            namespace.stop.send_replace(Phase::Ending);
+            namespace.stop.send_replace(Phase::Deserted);
         }
         stays
     });

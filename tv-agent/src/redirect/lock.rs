@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Error;
 use super::pins::{private_directory, remove_file};
@@ -17,11 +18,12 @@ const INSTANCE_LENGTH: usize = 64;
 /// Held while an instance lives. The kernel lets go of it with the process, however it ends.
 ///
 /// flock(2) belongs to the open file, not to the process: who is handed the descriptor holds the same lock, and it
-/// is free when the last of them has closed it. So nobody may unlock it but by closing.
+/// is free when the last of them has closed it. So nobody may unlock one that is shared but by closing.
 #[derive(Debug)]
 pub struct InstanceLock {
     path: PathBuf,
     file: File,
+    shared: AtomicBool,
 }
 
 impl InstanceLock {
@@ -43,13 +45,17 @@ impl InstanceLock {
                 Err(TryLockError::WouldBlock) => return Err(live(instance, &file)),
                 Err(TryLockError::Error(error)) => return Err(failed(error)),
             }
-            let lock = Self { path, file };
+            let lock = Self {
+                path,
+                file,
+                shared: AtomicBool::new(false),
+            };
             // The last owner may have removed the file between our open and our lock.
             if lock.is_of_path()? {
                 lock.claim()?;
                 return Ok(lock);
             }
-            path = lock.path;
+            path = lock.path.clone();
         }
     }
 
@@ -61,6 +67,7 @@ impl InstanceLock {
         let lock = Self {
             path: lock_path(run_dir, instance)?,
             file: descriptor.into(),
+            shared: AtomicBool::new(true),
         };
         // Nothing happens where the same open file holds the lock already; another's is refused.
         if lock.file.try_lock().is_err() || !lock.is_of_path()? {
@@ -81,6 +88,15 @@ impl InstanceLock {
         writeln!(file, "{}", std::process::id()).map_err(failed)
     }
 
+    /// A descriptor of the same lock, for a successor.
+    ///
+    /// # Errors
+    /// When this process has too many open files.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        self.shared.store(true, Ordering::Relaxed);
+        self.file.as_fd().try_clone_to_owned()
+    }
+
     /// Removes the file while it is still locked, so that nobody locks a file without a name.
     pub(super) fn remove(self) -> Result<(), Error> {
         remove_file(&self.path)
@@ -94,9 +110,13 @@ impl InstanceLock {
     }
 }
 
-impl AsFd for InstanceLock {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+/// At once, and not when a child that is just being forked closes its copy.
+impl Drop for InstanceLock {
+    fn drop(&mut self) {
+        if !self.shared.load(Ordering::Relaxed) {
+            // Closed right after, which unlocks as well.
+            let _ = self.file.unlock();
+        }
     }
 }
 
@@ -168,7 +188,7 @@ mod tests {
     fn a_lock_that_is_handed_on_outlives_its_first_holder() {
         let run = tempfile::tempdir().unwrap();
         let first = InstanceLock::acquire(run.path(), "a").unwrap();
-        let descriptor = first.as_fd().try_clone_to_owned().unwrap();
+        let descriptor = first.share().unwrap();
         let second = InstanceLock::adopt(run.path(), "a", descriptor).unwrap();
         // Whichever of them goes first, the other still holds it.
         drop(first);
@@ -184,7 +204,7 @@ mod tests {
         let stranger = File::open(lock_directory(run.path()).join("a.lock")).unwrap();
         assert!(InstanceLock::adopt(run.path(), "a", stranger.into()).is_err());
         let other = InstanceLock::acquire(run.path(), "b").unwrap();
-        let descriptor = other.as_fd().try_clone_to_owned().unwrap();
+        let descriptor = other.share().unwrap();
         assert!(InstanceLock::adopt(run.path(), "a", descriptor).is_err());
         drop(first);
     }

@@ -211,7 +211,7 @@ pub(super) fn estate(
     inheritance: Inheritance,
 ) -> std::io::Result<Estate> {
     let metrics = local.metrics.as_ref();
-    let lock = cover.with(|redirect| redirect.lock().map(|lock| lock.as_fd().try_clone_to_owned()));
+    let lock = cover.with(|redirect| redirect.lock().map(InstanceLock::share));
     Ok(Estate {
         lock: lock.ok_or(std::io::ErrorKind::NotConnected)??,
         door: door.try_clone()?,
