@@ -5,13 +5,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage};
 use aya::{Ebpf, Pod};
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 use tv_ebpf::abi::{self, PORT_WORDS};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
@@ -20,6 +20,7 @@ use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
 use crate::limits;
 
+mod clock;
 mod policy;
 
 pub(super) use policy::check;
@@ -218,7 +219,7 @@ impl OriginLookup for Handles {
         // Taken, not read: the same address and port may come again, with another origin.
         tuples.remove(&key).map_err(io::Error::other)?;
         let connected = Duration::from_nanos(record.connected_ns);
-        if is_stale(connected, now(ClockId::CLOCK_BOOTTIME)) {
+        if is_stale(connected, clock::now(ClockId::CLOCK_BOOTTIME)) {
             return Ok(None);
         }
         Ok(Some(Recorded {
@@ -229,7 +230,7 @@ impl OriginLookup for Handles {
             cgroup_id: record.cgroup_id,
             tgid: record.tgid,
             uid: record.uid,
-            connected: to_own(connected, ClockId::CLOCK_BOOTTIME),
+            connected: clock::to_own(connected, ClockId::CLOCK_BOOTTIME),
         }))
     }
 }
@@ -363,44 +364,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The clock of bpf_ktime_get_ns(): CLOCK_MONOTONIC of the initial time namespace.
 fn now_ns() -> u64 {
-    nanoseconds(now(ClockId::CLOCK_MONOTONIC))
-}
-
-/// The time of the initial time namespace, by which the kernel half goes.
-fn now(clock: ClockId) -> Duration {
-    let own = clock_gettime(clock).map_or(Duration::ZERO, Duration::from);
-    shifted(own, -clock_offset(&OFFSETS, clock))
-}
-
-/// The same moment by this process's time namespace, in which /proc speaks.
-fn to_own(moment: Duration, clock: ClockId) -> Duration {
-    shifted(moment, clock_offset(&OFFSETS, clock))
-}
-
-static OFFSETS: LazyLock<String> =
-    LazyLock::new(|| std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default());
-
-fn shifted(moment: Duration, nanoseconds: i128) -> Duration {
-    let moment = i128::try_from(moment.as_nanos()).unwrap_or(i128::MAX);
-    Duration::from_nanos(u64::try_from(moment + nanoseconds).unwrap_or(0))
-}
-
-/// What this process's time namespace adds to CLOCK_MONOTONIC or CLOCK_BOOTTIME, nanoseconds; time_namespaces(7).
-/// Without such namespaces there is no file, and nothing is added.
-fn clock_offset(offsets: &str, clock: ClockId) -> i128 {
-    // A number stands for the clock in what is written to the file; the kernel shows the name.
-    let names = match clock {
-        ClockId::CLOCK_BOOTTIME => ["boottime", "7"],
-        _ => ["monotonic", "1"],
-    };
-    let offset = offsets.lines().find_map(|line| {
-        let mut fields = line.split_whitespace();
-        names.contains(&fields.next()?).then_some(())?;
-        let (seconds, nanoseconds): (i128, i128) =
-            (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        Some(seconds * 1_000_000_000 + nanoseconds)
-    });
-    offset.unwrap_or(0)
+    nanoseconds(clock::now(ClockId::CLOCK_MONOTONIC))
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -90,18 +90,6 @@ fn an_ipv6_prefix_never_bypasses_ipv4() {
 }
 
 #[test]
-fn the_time_namespace_is_taken_out_of_the_clock() {
-    let shifted = "monotonic       -1000   500000000\nboottime            7         0\n";
-    assert_eq!(clock_offset(shifted, ClockId::CLOCK_MONOTONIC), -999_500_000_000);
-    assert_eq!(clock_offset(shifted, ClockId::CLOCK_BOOTTIME), 7_000_000_000);
-    let plain = "monotonic           0         0\nboottime            0         0\n";
-    assert_eq!(clock_offset(plain, ClockId::CLOCK_MONOTONIC), 0);
-    assert_eq!(clock_offset("", ClockId::CLOCK_MONOTONIC), 0);
-    assert_eq!(clock_offset("monotonic x y\n", ClockId::CLOCK_MONOTONIC), 0);
-    assert!(now_ns() > 0);
-}
-
-#[test]
 fn a_record_is_good_for_a_while_only() {
     let connected = Duration::from_secs(1000);
     assert!(!is_stale(connected, connected + limits::RECORD_AGE));
