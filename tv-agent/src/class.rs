@@ -3,6 +3,7 @@
 //! Every stage's error maps itself to a [`Class`]; `respond.rs` turns a class into what the workload sees,
 //! metrics use [`Class::label`], so that the three never drift apart.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Whose fault a refusal is: the first level of every error in this crate.
@@ -31,6 +32,10 @@ pub enum Class {
     ExchangeRefused,
     /// The caller's account is not connected to the provider (or has to be connected again).
     ConnectionRequired,
+    /// The token endpoint gives this caller no token for the target.
+    AccessDenied,
+    /// The user has to do something in person first (step-up, consent).
+    InteractionRequired,
     /// Policy says no.
     Forbidden,
     /// `Host`/`:authority` is not the name that the connection was opened for.
@@ -62,11 +67,13 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::MissingToken,
         Self::InvalidToken,
         Self::ExchangeRefused,
         Self::ConnectionRequired,
+        Self::AccessDenied,
+        Self::InteractionRequired,
         Self::Forbidden,
         Self::Misdirected,
         Self::BadRequest,
@@ -89,6 +96,8 @@ impl Class {
             | Self::InvalidToken
             | Self::ExchangeRefused
             | Self::ConnectionRequired
+            | Self::AccessDenied
+            | Self::InteractionRequired
             | Self::Misdirected
             | Self::BadRequest
             | Self::HeaderTooLarge => Fault::Caller,
@@ -112,6 +121,8 @@ impl Class {
             Self::InvalidToken => "invalid_token",
             Self::ExchangeRefused => "token_exchange_failed",
             Self::ConnectionRequired => "connection_required",
+            Self::AccessDenied => "access_denied",
+            Self::InteractionRequired => "interaction_required",
             Self::Forbidden => "forbidden",
             Self::Misdirected => "misdirected_request",
             Self::BadRequest => "bad_request",
@@ -139,6 +150,17 @@ pub struct Refusal {
     pub description: String,
     /// When the caller may try again, where that is known.
     pub retry_after: Option<Duration>,
+    /// What the user has to do, where the token endpoint said it.
+    pub interaction: Option<Arc<Interaction>>,
+}
+
+/// What a token endpoint wants of the user in person. Both values are checked for form where they are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interaction {
+    /// Where to go with a browser (Okta's `interaction_uri`): an https address.
+    pub connect_url: Option<String>,
+    /// What to ask for when signing in again (Entra's `claims`): a JSON object.
+    pub claims: Option<String>,
 }
 
 impl Refusal {
@@ -147,6 +169,7 @@ impl Refusal {
             class,
             description: description.into(),
             retry_after: None,
+            interaction: None,
         }
     }
 }

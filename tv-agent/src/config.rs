@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use url::Url;
@@ -14,7 +13,8 @@ use crate::decide::OnUnknownName;
 use crate::limits;
 use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
-use crate::token::{ClientAuth, Encoding, VaultSettings};
+use crate::token::settings::{Pacing, TokenVault};
+use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
 
 mod builtin;
 mod check;
@@ -132,16 +132,17 @@ impl Config {
         let name: Arc<str> = "main".into();
         let settings = VaultSettings {
             name: name.clone(),
+            kind: Kind::TokenVault(TokenVault::default()),
             token_endpoint,
             client_id,
-            client_secret: secret,
-            client_auth: ClientAuth::SecretPost,
+            client_auth: ClientAuth::SecretPost(secret),
             encoding: Encoding::Form,
             extra_roots: Vec::new(),
             timeout: limits::TOKEN_TIME,
-            requested_token_type: None,
             ttl_default: limits::TOKEN_TTL_DEFAULT,
             ttl_max: limits::TOKEN_TTL_MAX,
+            pacing: Pacing::default(),
+            when: Vec::new(),
         };
         Ok(Self {
             intercept: Intercept::default(),

@@ -83,7 +83,7 @@ mod tests {
             name: "r".into(),
             hosts: vec![HostPattern::parse("api.example.com").unwrap()],
             vault: "main".into(),
-            connection: "c".into(),
+            wanted: Arc::new(crate::policy::Wanted::connection("c")),
             login_hint: None,
             on_missing_token: OnMissingToken::Reject,
             workloads: vec![],

@@ -23,15 +23,17 @@ use crate::metrics::Metrics;
 use crate::policy::{OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
-use crate::token::{Grant, Obtained, Tokens};
+use crate::token::{Decision, Grant, Obtained, Tokens};
 use crate::tunnel;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
 mod form;
+mod obtain;
 mod record;
 
 use form::{check_form, is_grpc, upgrade_of};
+use obtain::Brought;
 
 /// What all requests of all connections share.
 #[derive(Clone)]
@@ -162,7 +164,7 @@ impl Session {
         let path = inject::loggable_path(request.uri(), request.headers());
         let route = snapshot.routes.find(&self.target.host, &self.workload);
         let asked = Asked {
-            connection: route.map(|r| &*r.connection),
+            connection: route.and_then(|r| r.wanted.connection.as_deref()),
             grpc: is_grpc(&request),
             git: inject::speaks_git(&self.target.host),
             head: method == Method::HEAD,
@@ -204,54 +206,59 @@ impl Session {
                 format!("no route names {} any more; connect again", self.target.host),
             )
         })?;
-        let presented =
-            inject::presented(request.headers(), &self.target.host).map_err(inject::Error::refusal)?;
+        let vault = snapshot.vault(&route.vault)?;
+        let (mut head, ()) = request.into_parts();
+        let mut brought = Brought::take(&mut head, &self.target.host, route, vault, None)
+            .map_err(inject::Error::refusal)?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
             .prepare(&self.target)
             .await
             .map_err(|error| refusal_of(&error))?;
-        match presented {
-            None if route.on_missing_token == OnMissingToken::Passthrough => {
-                let request = request.map(|()| body.take().map_or_else(Body::empty, Body::passing));
-                let response = self.forward(snapshot, request).await?;
-                Ok(Outcome {
-                    response,
-                    result: "passed_through",
-                    token: None,
-                    refused: None,
-                })
+        brought.take_body(&mut head, vault, body).await?;
+        if brought.lacks_credentials(vault) {
+            if route.on_missing_token == OnMissingToken::Reject {
+                return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
             }
-            None => Err(Refusal::new(Class::MissingToken, "Authorization header required")),
-            Some(presented) => self.swap(snapshot, route, presented, request, body).await,
+            let request = Request::from_parts(head, brought.body(body));
+            let response = self.forward(snapshot, request).await?;
+            return Ok(Outcome {
+                response,
+                result: "passed_through",
+                token: None,
+                refused: None,
+            });
         }
+        if brought.decide(vault, None) == Decision::Keep {
+            let text = format!(
+                "the vault {} exchanges no token like this one (its conditions under `when`), and nothing has \
+                 verified it",
+                route.vault
+            );
+            return Err(Refusal::new(Class::InvalidToken, text));
+        }
+        self.swap(snapshot, &brought, brought.grant(vault, route), head, body)
+            .await
     }
 
-    /// Replaces the subject token and sends the request; a 401 from the provider is tried once more with a
-    /// fresh token, where there is no body that is gone.
+    /// Obtains a token, puts it in the place of the caller's credentials and sends the request; a 401 from the
+    /// provider is tried once more with a fresh token, where there is no body that is gone.
     async fn swap(
         &self,
         snapshot: &Snapshot,
-        route: &Route,
-        presented: Presented,
-        request: Request<()>,
+        brought: &Brought,
+        grant: Grant<'_>,
+        head: http::request::Parts,
         body: &mut Option<Incoming>,
     ) -> Result<Outcome, Refusal> {
-        let vault = snapshot.vault(&route.vault)?;
-        let grant = Grant {
-            vault,
-            connection: &route.connection,
-            login_hint: route.login_hint.as_deref(),
-            subject: &presented.subject,
-        };
         let tokens = &self.exchange.tokens;
+        let presented = brought.presented.as_ref();
         let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let (head, ()) = request.into_parts();
-        let body = body.take().map_or_else(Body::empty, Body::passing);
+        let body = brought.body(body);
         let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
         let response = self
-            .inject_and_forward(snapshot, head, body, &presented, &obtained)
+            .inject_and_forward(snapshot, head, body, presented, &obtained)
             .await?;
         let outcome = |response, obtained: &Obtained| Outcome {
             response,
@@ -267,7 +274,7 @@ impl Session {
         };
         let fresh = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
         let response = self
-            .inject_and_forward(snapshot, head, Body::empty(), &presented, &fresh)
+            .inject_and_forward(snapshot, head, Body::empty(), presented, &fresh)
             .await?;
         Ok(outcome(response, &fresh))
     }
@@ -277,7 +284,7 @@ impl Session {
         snapshot: &Snapshot,
         mut head: http::request::Parts,
         body: Body,
-        presented: &Presented,
+        presented: Option<&Presented>,
         obtained: &Obtained,
     ) -> Result<Response<Body>, Refusal> {
         inject::replace(&mut head, presented, &obtained.token).map_err(inject::Error::refusal)?;

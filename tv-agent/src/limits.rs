@@ -39,7 +39,13 @@ pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(300);
 pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 /// Longest provider token that is taken, bytes.
 pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
-/// Exchanges that run at once, per vault.
+/// Largest form that is searched for the caller's client credentials, bytes.
+pub const CREDENTIALS_BODY_BYTES: usize = 64 * 1024;
+/// Longest client id or secret of a caller, bytes.
+pub const CREDENTIAL_BYTES: usize = 4 * 1024;
+/// Longest `claims` or `interaction_uri` of a token endpoint that is handed to the caller, bytes.
+pub const INTERACTION_BYTES: usize = 4 * 1024;
+/// Exchanges that run at once, per vault, unless it is configured.
 pub const EXCHANGES_AT_ONCE: usize = 64;
 /// Exchanges that run or wait for their turn, per vault; further ones are refused.
 pub const EXCHANGES_QUEUED: usize = 2048;

@@ -1,5 +1,6 @@
 //! Stage 13: what a workload sees when it is refused: one table from class to status and text.
 
+use base64::Engine as _;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -30,6 +31,10 @@ struct Problem<'a> {
     error_description: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     connection: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_url: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claims: Option<&'a str>,
 }
 
 /// The response for a refusal.
@@ -42,8 +47,13 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
             error: refusal.class.label(),
             error_description: &refusal.description,
             connection: asked.connection,
+            connect_url: refusal
+                .interaction
+                .as_ref()
+                .and_then(|i| i.connect_url.as_deref()),
+            claims: refusal.interaction.as_ref().and_then(|i| i.claims.as_deref()),
         };
-        let mut json = serde_json::to_string(&problem).expect("three strings always serialise");
+        let mut json = serde_json::to_string(&problem).expect("strings always serialise");
         json.push('\n');
         let length = json.len();
         let body = if asked.head {
@@ -131,10 +141,14 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
     const RESOURCE_EXHAUSTED: u8 = 8;
     const INTERNAL: u8 = 13;
     match class {
-        Class::MissingToken | Class::InvalidToken | Class::ExchangeRefused | Class::ConnectionRequired => {
-            (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED)
+        Class::MissingToken
+        | Class::InvalidToken
+        | Class::ExchangeRefused
+        | Class::ConnectionRequired
+        | Class::InteractionRequired => (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED),
+        Class::Forbidden | Class::AccessDenied => {
+            (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED)
         }
-        Class::Forbidden => (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED),
         Class::Misdirected => (
             StatusCode::MISDIRECTED_REQUEST,
             "http_request_denied",
@@ -195,8 +209,17 @@ fn challenge(headers: &mut HeaderMap, refusal: &Refusal, git: bool) {
     let bearer = if refusal.class == Class::MissingToken {
         "Bearer realm=\"tv-agent\"".to_owned()
     } else {
+        let claims = refusal.interaction.as_ref().and_then(|i| i.claims.as_deref());
+        // Microsoft's claims challenge: base64, since JSON's quotes cannot stand in a quoted string.
+        let (error, claims) = match claims {
+            Some(claims) => {
+                let claims = base64::engine::general_purpose::STANDARD.encode(claims);
+                ("insufficient_claims", format!(", claims=\"{claims}\""))
+            }
+            None => ("invalid_token", String::new()),
+        };
         format!(
-            "Bearer realm=\"tv-agent\", error=\"invalid_token\", error_description=\"{}\"",
+            "Bearer realm=\"tv-agent\", error=\"{error}\", error_description=\"{}\"{claims}",
             refusal.description.replace(['"', '\\'], "'")
         )
     };
@@ -221,7 +244,9 @@ fn text(value: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::class::Interaction;
     use http_body::Body as _;
+    use std::sync::Arc;
     use std::time::Duration;
 
     const ASKED: Asked<'_> = Asked {
@@ -237,8 +262,9 @@ mod tests {
             Class::MissingToken
             | Class::InvalidToken
             | Class::ExchangeRefused
-            | Class::ConnectionRequired => 401,
-            Class::Forbidden => 403,
+            | Class::ConnectionRequired
+            | Class::InteractionRequired => 401,
+            Class::Forbidden | Class::AccessDenied => 403,
             Class::Misdirected => 421,
             Class::BadRequest => 400,
             Class::HeaderTooLarge => 431,
@@ -272,8 +298,48 @@ mod tests {
     }
 
     #[test]
+    fn what_the_user_has_to_do_is_told() {
+        let claims = r#"{"access_token":{"polids":{"essential":true}}}"#;
+        let mut refusal = Refusal::new(Class::InteractionRequired, "sign in again");
+        refusal.interaction = Some(Arc::new(Interaction {
+            connect_url: Some("https://idp.example/link?x=1".into()),
+            claims: Some(claims.into()),
+        }));
+        let response = refuse(&refusal, ASKED);
+        let challenge = response.headers()[WWW_AUTHENTICATE].to_str().unwrap();
+        let encoded = base64::engine::general_purpose::STANDARD.encode(claims);
+        assert!(
+            challenge.contains("error=\"insufficient_claims\"")
+                && challenge.ends_with(&format!("claims=\"{encoded}\"")),
+            "{challenge}"
+        );
+        let plain = refuse(&Refusal::new(Class::InteractionRequired, "x"), ASKED);
+        let challenge = plain.headers()[WWW_AUTHENTICATE].to_str().unwrap();
+        assert!(
+            challenge.contains("invalid_token") && !challenge.contains("claims"),
+            "{challenge}"
+        );
+        // The body is exactly as long as it says, so its members are in it.
+        let longer = response.headers()[CONTENT_LENGTH]
+            .to_str()
+            .unwrap()
+            .parse::<usize>()
+            .unwrap();
+        assert!(
+            longer
+                > plain.headers()[CONTENT_LENGTH]
+                    .to_str()
+                    .unwrap()
+                    .parse::<usize>()
+                    .unwrap()
+                    + claims.len()
+        );
+    }
+
+    #[test]
     fn texts_cannot_break_out_of_a_header() {
         let refusal = Refusal {
+            interaction: None,
             class: Class::ExchangeRefused,
             description: "bad \"quote\"\r\nx-evil: 1 é".into(),
             retry_after: Some(Duration::from_millis(10)),

@@ -36,17 +36,23 @@ impl Secret {
     /// The `exp` claim (seconds since 1970) if this looks like a JWT (RFC 7519 §4.1.4). Unverified: only
     /// ever used to make a cache entry live shorter.
     pub fn jwt_expiry(&self) -> Option<u64> {
-        use base64::Engine as _;
-        let payload = self.0.split('.').nth(1)?;
-        let bytes = Zeroizing::new(
-            base64::engine::general_purpose::URL_SAFE_NO_PAD
-                .decode(payload)
-                .ok()?,
-        );
-        let claims: JwtTimes = serde_json::from_slice(&bytes).ok()?;
+        let claims: JwtTimes = serde_json::from_slice(&self.jwt_payload()?).ok()?;
         let exp = claims.exp?;
         // Whole or fractional seconds (NumericDate); anything else is no expiry we can read.
         (exp.is_finite() && exp >= 0.0).then_some(exp as u64)
+    }
+
+    /// The claims if this looks like a JWT. Unverified: good for deciding whether to ask a token endpoint for
+    /// it, which judges the token itself, and for nothing else.
+    pub fn jwt_claims_unverified(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        serde_json::from_slice(&self.jwt_payload()?).ok()
+    }
+
+    fn jwt_payload(&self) -> Option<Zeroizing<Vec<u8>>> {
+        use base64::Engine as _;
+        let payload = self.0.split('.').nth(1)?;
+        let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        engine.decode(payload).ok().map(Zeroizing::new)
     }
 }
 
@@ -77,6 +83,17 @@ mod tests {
         }
         assert_eq!(Secret::new("opaque".into()).jwt_expiry(), None);
         assert_eq!(Secret::new("a.b.c".into()).jwt_expiry(), None);
+    }
+
+    #[test]
+    fn claims_are_read_of_an_object_only() {
+        let claims = jwt(r#"{"iss":"a","aud":["b"]}"#).jwt_claims_unverified().unwrap();
+        assert_eq!(claims["iss"], "a");
+        let deep = format!("{}1{}", "{\"a\":".repeat(1000), "}".repeat(1000));
+        for none in ["[]", "1", "null", "{", deep.as_str()] {
+            assert!(jwt(none).jwt_claims_unverified().is_none(), "{none}");
+        }
+        assert!(Secret::new("opaque".into()).jwt_claims_unverified().is_none());
     }
 
     #[test]

@@ -65,8 +65,12 @@ const PURE: &[&str] = &[
     "tv-agent/src/policy.rs",
     "tv-agent/src/decide.rs",
     "tv-agent/src/inject.rs",
+    "tv-agent/src/inject/client.rs",
     "tv-agent/src/respond.rs",
+    "tv-agent/src/token/request.rs",
     "tv-agent/src/token/response.rs",
+    "tv-agent/src/token/response/meaning.rs",
+    "tv-agent/src/token/when.rs",
     "tv-ebpf/src/verdict.rs",
 ];
 const IMPURE: &[&str] = &[

@@ -9,7 +9,8 @@ use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
 use crate::config::{Config, Intercept};
-use crate::policy::{OnMissingToken, Routes, covers};
+use crate::policy::{OnMissingToken, Route, Routes, Wanted, covers};
+use crate::token::{Kind, VaultSettings};
 use crate::workload::Workload;
 
 #[derive(Serialize)]
@@ -29,9 +30,19 @@ struct RouteFacts {
     name: String,
     matched: String,
     vault: String,
+    kind: &'static str,
+    /// The dialect of token exchange.
+    preset: Option<&'static str>,
     token_endpoint: String,
-    connection: String,
+    client_auth: &'static str,
+    connection: Option<String>,
+    /// What is asked for, by the route or else by the vault.
+    audience: Vec<String>,
+    resource: Vec<String>,
+    scope: Option<String>,
     login_hint: Option<String>,
+    /// Only tokens that meet the vault's conditions are exchanged.
+    conditions: usize,
     on_missing_token: OnMissingToken,
     workloads: Vec<String>,
 }
@@ -92,26 +103,11 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
         .routes
         .iter()
         .any(|r| r.hosts.iter().any(|h| h.matches(host)));
-    let endpoints: std::collections::BTreeMap<_, _> = config
-        .vaults
-        .iter()
-        .map(|(name, v)| (name.clone(), v.settings.token_endpoint.to_string()))
-        .collect();
+    let vaults = config.vaults;
     let routes = Routes::new(config.routes);
-    let route = routes.find(host, &caller).map(|route| RouteFacts {
-        name: route.name.to_string(),
-        matched: route
-            .hosts
-            .iter()
-            .find(|h| h.matches(host))
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        vault: route.vault.to_string(),
-        token_endpoint: endpoints.get(&route.vault).cloned().unwrap_or_default(),
-        connection: route.connection.to_string(),
-        login_hint: route.login_hint.as_deref().map(str::to_owned),
-        on_missing_token: route.on_missing_token,
-        workloads: route.workloads.clone(),
+    let route = routes.find(host, &caller).and_then(|route| {
+        let settings = &vaults.get(&route.vault)?.settings;
+        Some(facts(route, host, settings))
     });
     let (decision, why) = match (&route, enrolled) {
         (_, Some(false)) => (
@@ -139,6 +135,39 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
     }
 }
 
+fn facts(route: &Route, host: &HostName, settings: &VaultSettings) -> RouteFacts {
+    let none = Wanted::default();
+    let (preset, default) = match &settings.kind {
+        Kind::TokenVault(_) => (None, &none),
+        Kind::TokenExchange(exchange) => (Some(exchange.preset.label()), &exchange.wanted),
+        Kind::ClientCredentials(credentials) => (None, &credentials.wanted),
+    };
+    let wanted = &route.wanted;
+    let several = |own: &[String], default: &[String]| if own.is_empty() { default } else { own }.to_vec();
+    RouteFacts {
+        name: route.name.to_string(),
+        matched: route
+            .hosts
+            .iter()
+            .find(|h| h.matches(host))
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        vault: route.vault.to_string(),
+        kind: settings.kind.label(),
+        preset,
+        token_endpoint: settings.token_endpoint.to_string(),
+        client_auth: settings.client_auth.label(),
+        connection: wanted.connection.as_deref().map(str::to_owned),
+        audience: several(&wanted.audience, &default.audience),
+        resource: several(&wanted.resource, &default.resource),
+        scope: wanted.scope.clone().or_else(|| default.scope.clone()),
+        login_hint: route.login_hint.as_ref().map(ToString::to_string),
+        conditions: settings.when.len(),
+        on_missing_token: route.on_missing_token,
+        workloads: route.workloads.clone(),
+    }
+}
+
 fn redirected(intercept: &Intercept, address: IpAddr) -> (bool, String) {
     match intercept.bypass.iter().find(|net| net.contains(&address)) {
         Some(net) => (false, format!("in intercept.bypass_cidrs {net}")),
@@ -154,10 +183,34 @@ fn text(explained: &Explained) -> String {
             OnMissingToken::Passthrough => "passed through",
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  vault {} at {}", route.vault, route.token_endpoint);
-        let _ = writeln!(text, "  connection {}", route.connection);
-        if let Some(hint) = &route.login_hint {
-            let _ = writeln!(text, "  login_hint {hint}");
+        let preset = route
+            .preset
+            .map(|preset| format!(", preset {preset}"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "  vault {} ({}{preset}) at {}",
+            route.vault, route.kind, route.token_endpoint
+        );
+        let _ = writeln!(text, "  client authentication {}", route.client_auth);
+        let joined = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
+        for (name, value) in [
+            ("connection", route.connection.clone()),
+            ("audience", joined(&route.audience)),
+            ("resource", joined(&route.resource)),
+            ("scope", route.scope.clone()),
+            ("login_hint", route.login_hint.clone()),
+        ] {
+            if let Some(value) = value {
+                let _ = writeln!(text, "  {name} {value}");
+            }
+        }
+        if route.conditions > 0 {
+            let _ = writeln!(
+                text,
+                "  only tokens that meet one of its {} conditions are exchanged",
+                route.conditions
+            );
         }
         let _ = writeln!(text, "  a request without a token is {missing}");
         if !route.workloads.is_empty() {

@@ -9,6 +9,10 @@ use serde_saphyr::Spanned;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
 
+pub mod vault;
+
+use vault::Vault;
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
@@ -63,46 +67,6 @@ pub struct Listen {
     pub port: Option<Spanned<u64>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Vault {
-    pub kind: Spanned<Kind>,
-    pub domain: Option<Spanned<String>>,
-    pub token_endpoint: Option<Spanned<String>>,
-    pub client_id: Spanned<String>,
-    pub client_auth: ClientAuth,
-    #[serde(default)]
-    pub encoding: Encoding,
-    pub timeout_seconds: Option<Spanned<u64>>,
-    pub requested_token_type: Option<String>,
-    #[serde(default)]
-    pub extra_roots: Vec<PathBuf>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    Auth0TokenVault,
-    TokenExchange,
-    OnBehalfOf,
-    ClientCredentials,
-    JwtSigner,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientAuth {
-    pub method: Method,
-    pub secret: Spanned<SecretSource>,
-}
-
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    ClientSecretPost,
-    ClientSecretBasic,
-}
-
 /// Where a secret comes from; never the secret itself.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
@@ -111,22 +75,17 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
-#[derive(Deserialize, Clone, Copy, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum Encoding {
-    #[default]
-    Form,
-    Json,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub name: Spanned<String>,
     pub hosts: Vec<Spanned<String>>,
     pub vault: Spanned<String>,
-    pub connection: Spanned<String>,
-    pub login_hint: Option<String>,
+    pub connection: Option<Spanned<String>>,
+    pub audience: Option<Spanned<vault::OneOrMore>>,
+    pub resource: Option<Spanned<vault::OneOrMore>>,
+    pub scope: Option<Spanned<String>>,
+    pub login_hint: Option<Spanned<vault::Hint>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
     #[serde(default)]

@@ -52,7 +52,7 @@ fn a_whole_file_is_understood() {
         vault.token_endpoint.as_str(),
         "https://tenant.eu.auth0.com/oauth/token"
     );
-    assert_eq!(vault.client_secret.len(), 6);
+    assert!(matches!(&vault.client_auth, ClientAuth::SecretBasic(secret) if secret.len() == 6));
     assert_eq!(config.routes[1].on_missing_token, OnMissingToken::Passthrough);
     assert_eq!(
         config.subtrees(),
@@ -205,7 +205,12 @@ fn three_variables_are_enough() {
     let config = Config::from_env(&all).unwrap();
     let endpoint = config.vaults["main"].settings.token_endpoint.as_str();
     assert_eq!(endpoint, "https://auth0-domain.example/oauth/token");
-    assert!(config.routes.iter().any(|r| &*r.connection == "google-oauth2"));
+    assert!(
+        config
+            .routes
+            .iter()
+            .any(|r| r.wanted.connection.as_deref() == Some("google-oauth2"))
+    );
     let error = Config::from_env(&|name| all(name).filter(|_| name != "AUTH0_CLIENT_ID"))
         .err()
         .unwrap();
@@ -234,7 +239,8 @@ fn the_built_in_table_covers_the_plugins() {
         ("api.github.com", "github"),
     ] {
         let host = crate::addr::HostName::parse(host).unwrap();
-        assert_eq!(&*routes.find(&host, &caller).unwrap().connection, connection);
+        let wanted = &routes.find(&host, &caller).unwrap().wanted;
+        assert_eq!(wanted.connection.as_deref(), Some(connection));
     }
 }
 

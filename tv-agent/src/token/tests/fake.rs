@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,8 +18,11 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::limits;
+use crate::policy::Wanted;
 use crate::secret::Secret;
-use crate::token::{ClientAuth, Encoding, Grant, Vault, VaultSettings};
+use crate::token::request::Ask;
+use crate::token::settings::{Pacing, TokenVault};
+use crate::token::{ClientAuth, Encoding, Grant, Kind, Vault, VaultSettings};
 
 pub const CLIENT_ID: &str = "client:one &";
 pub const CLIENT_SECRET: &str = "CANARY-client secret:%&+é";
@@ -241,16 +244,17 @@ impl Fake {
 pub fn settings(endpoint: &str, extra_roots: Vec<CertificateDer<'static>>) -> VaultSettings {
     VaultSettings {
         name: "main".into(),
+        kind: Kind::TokenVault(TokenVault::default()),
         token_endpoint: endpoint.parse().unwrap(),
         client_id: CLIENT_ID.into(),
-        client_secret: Secret::new(CLIENT_SECRET.into()),
-        client_auth: ClientAuth::SecretPost,
+        client_auth: ClientAuth::SecretPost(Secret::new(CLIENT_SECRET.into())),
         encoding: Encoding::Form,
         extra_roots,
         timeout: limits::TOKEN_TIME,
-        requested_token_type: None,
         ttl_default: limits::TOKEN_TTL_DEFAULT,
         ttl_max: limits::TOKEN_TTL_MAX,
+        pacing: Pacing::default(),
+        when: Vec::new(),
     }
 }
 
@@ -259,11 +263,22 @@ pub fn subject(text: &str) -> Arc<Secret> {
 }
 
 pub fn grant<'a>(vault: &'a Arc<Vault>, subject: &'a Arc<Secret>) -> Grant<'a> {
+    static WANTED: LazyLock<Arc<Wanted>> = LazyLock::new(|| Arc::new(Wanted::connection("github")));
     Grant {
-        vault,
-        connection: "github",
+        subject: Some(subject),
+        ..Grant::new(vault, &WANTED)
+    }
+}
+
+/// What `subject` asks for `wanted`, and no more.
+pub(in crate::token) fn ask<'a>(wanted: &'a Wanted, subject: Option<&'a Secret>) -> Ask<'a> {
+    Ask {
+        wanted,
         login_hint: None,
         subject,
+        actor: None,
+        user: None,
+        own: false,
     }
 }
 
