@@ -10,6 +10,7 @@ pub mod body;
 pub mod candidates;
 pub mod class;
 pub mod flows;
+pub mod https;
 pub mod limits;
 pub mod metrics;
 pub mod netns;

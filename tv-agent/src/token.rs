@@ -9,6 +9,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use url::Url;
 
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -161,11 +162,9 @@ impl Vault {
             .timeout(limit)
             .send()
             .await;
-        asked.map(drop).map_err(|error| {
-            let error = error.without_url();
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        })
+        asked
+            .map(drop)
+            .map_err(|error| https::causes(&error.without_url()))
     }
 
     fn error(&self, kind: ErrorKind, connection: &Arc<str>) -> Error {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::class::{Class, Refusal};
+use crate::https;
 
 /// No token for a grant. Cheap to clone: every waiter of one exchange gets the same error.
 ///
@@ -293,16 +294,10 @@ pub enum BuildError {
         "vault {vault:?}: no root certificate to verify it with; install ca-certificates or set extra_roots"
     )]
     NoRoots { vault: Arc<str> },
-    #[error("vault {vault:?}: cannot set up TLS")]
-    Tls {
-        vault: Arc<str>,
-        #[source]
-        source: rustls::Error,
-    },
-    #[error("vault {vault:?}: cannot set up the HTTP client")]
+    #[error("vault {vault:?}: cannot make its client")]
     Client {
         vault: Arc<str>,
         #[source]
-        source: reqwest::Error,
+        source: https::Error,
     },
 }

@@ -7,13 +7,14 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::error::{BuildError, ErrorKind};
 use super::response::{self, Granted, Reply};
 use super::{ClientAuth, Encoding, VaultSettings};
+use crate::https;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -32,33 +33,10 @@ pub(super) fn client(
     settings: &VaultSettings,
     roots: Arc<RootCertStore>,
 ) -> Result<reqwest::Client, BuildError> {
-    let vault = || settings.name.clone();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|source| BuildError::Tls {
-            vault: vault(),
-            source,
-        })?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .https_only(true)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .user_agent(concat!("tv-agent/", env!("CARGO_PKG_VERSION")))
-        .pool_idle_timeout(Duration::from_secs(30))
-        // A connection that died silently is noticed before it costs many callers their time-out.
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .http2_keep_alive_timeout(Duration::from_secs(5))
-        .build()
-        .map_err(|source| BuildError::Client {
-            vault: vault(),
-            source,
-        })
+    https::client(roots).map_err(|source| BuildError::Client {
+        vault: settings.name.clone(),
+        source,
+    })
 }
 
 /// Exchanges `subject` for the token of `connection`, within the vault's timeout from connect to last byte.
@@ -221,11 +199,17 @@ async fn send(
     let status = answer.status();
     let mut body = Zeroizing::new(Vec::with_capacity(limits::TOKEN_RESPONSE_BYTES));
     let complete = if status == http::StatusCode::OK {
-        fill(&mut answer, &mut body).await.map_err(failed)?
+        https::fill(&mut answer, &mut body, limits::TOKEN_RESPONSE_BYTES)
+            .await
+            .map_err(failed)?
     } else {
         // The status alone decides (429 pauses the vault), however slow or broken the body is.
         matches!(
-            tokio::time::timeout(ERROR_BODY_TIME, fill(&mut answer, &mut body)).await,
+            tokio::time::timeout(
+                ERROR_BODY_TIME,
+                https::fill(&mut answer, &mut body, limits::TOKEN_RESPONSE_BYTES)
+            )
+            .await,
             Ok(Ok(true))
         )
     };
@@ -236,18 +220,6 @@ async fn send(
         body,
         complete,
     })
-}
-
-/// Reads into `body` up to the limit. False: there is more.
-async fn fill(answer: &mut reqwest::Response, body: &mut Vec<u8>) -> Result<bool, reqwest::Error> {
-    while let Some(chunk) = answer.chunk().await? {
-        let left = limits::TOKEN_RESPONSE_BYTES - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(left)]);
-        if chunk.len() > left {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::cache::{self, Entry, Good, Key, Life, Store};
 use super::error::{Error, ErrorKind};
 use super::{Grant, Source, Vault, exchange, response};
+use crate::https;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
 
@@ -191,7 +192,7 @@ impl Flight {
         match failure {
             None => tracing::info!(%vault, connection, result, took_ms, "token exchange"),
             Some(error) => {
-                let cause = causes(error.kind());
+                let cause = https::causes(error.kind());
                 tracing::warn!(%vault, connection, result, took_ms, cause, "token exchange failed");
             }
         }
@@ -205,12 +206,6 @@ impl Flight {
             &self.connection,
         )
     }
-}
-
-/// An error and its sources in one line.
-pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |e| e.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]
