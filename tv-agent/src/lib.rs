@@ -14,6 +14,7 @@ pub mod https;
 pub mod limits;
 pub mod metrics;
 pub mod netns;
+pub mod oidc;
 pub mod places;
 pub mod replay;
 pub mod secret;
