@@ -134,6 +134,7 @@ impl Config {
             name: name.clone(),
             kind: Kind::TokenVault(TokenVault::default()),
             token_endpoint,
+            discover: false,
             client_id,
             client_auth: ClientAuth::SecretPost(secret),
             encoding: Encoding::Form,

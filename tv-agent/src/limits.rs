@@ -87,3 +87,21 @@ pub const DISCOVERY_PROCESSES: usize = 64 * 1024;
 pub const DISCOVERY_RECHECKS: usize = 2048;
 /// Time to finish open requests when the agent is told to stop.
 pub const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// Largest discovery document that is read, bytes (RFC 8414; a usual one has 4 KiB).
+pub const DISCOVERY_BYTES: usize = 64 * 1024;
+/// Largest JWKS that is read, bytes.
+pub const JWKS_BYTES: usize = 256 * 1024;
+/// Most keys of a JWKS, unusable ones included.
+pub const JWKS_KEYS: usize = 64;
+/// One whole fetch of a JWKS or discovery document, connect to last byte.
+pub const METADATA_TIME: Duration = Duration::from_secs(5);
+/// Shortest time between two fetches of one document, whoever asks.
+pub const METADATA_FLOOR: Duration = Duration::from_secs(10);
+/// How long a document is fresh when its server does not say.
+pub const METADATA_FRESH: Duration = Duration::from_secs(900);
+/// How long a document is fresh at most, whatever its server says.
+pub const METADATA_FRESH_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How long a document that is no longer fresh is used while it cannot be fetched.
+pub const METADATA_STALE: Duration = Duration::from_secs(3600);
+/// Deepest nesting of objects and arrays in tokens, JWKS and answers of an issuer.
+pub const JSON_DEPTH: usize = 16;

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use rustls::RootCertStore;
 use tokio::sync::Semaphore;
 
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::oidc;
 use crate::policy::Wanted;
 use crate::secret::Secret;
 
@@ -47,6 +49,8 @@ pub struct Vault {
     /// Calls that run or wait for a slot.
     queue: Semaphore,
     gate: Gate,
+    /// Names the token endpoint, where it is not configured.
+    issuer: Option<oidc::Issuer>,
     check: Option<Arc<dyn CheckToken>>,
 }
 
@@ -112,10 +116,16 @@ impl Vault {
         if roots.is_empty() {
             return Err(BuildError::NoRoots { vault: vault() });
         }
+        let client = exchange::client(&settings, roots)?;
+        // Discovered at first use: the agent starts while the issuer is down, and finds it later.
+        let issuer = settings
+            .discover
+            .then(|| oidc::Issuer::new(&client, Some(url), oidc::KeySource::Issuer, None));
         Ok(Self {
             id: VaultId::of(&settings),
             host,
-            client: exchange::client(&settings, roots)?,
+            client,
+            issuer,
             slots: Semaphore::new(settings.pacing.at_once),
             queue: Semaphore::new(queued),
             gate: Gate::new(&settings.pacing),
@@ -142,17 +152,24 @@ impl Vault {
     /// # Errors
     /// Why not, with every cause.
     pub async fn reach(&self, limit: Duration) -> Result<(), String> {
+        if let Some(issuer) = &self.issuer {
+            let found = tokio::time::timeout(limit, issuer.document()).await;
+            return match found {
+                Ok(Ok(document)) if document.token_endpoint.is_some() => Ok(()),
+                Ok(Ok(_)) => Err("the issuer's document names no token_endpoint".to_owned()),
+                Ok(Err(error)) => Err(https::causes(&error)),
+                Err(_) => Err("no answer in time".to_owned()),
+            };
+        }
         let asked = self
             .client
             .head(self.settings.token_endpoint.clone())
             .timeout(limit)
             .send()
             .await;
-        asked.map(drop).map_err(|error| {
-            let error = error.without_url();
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        })
+        asked
+            .map(drop)
+            .map_err(|error| https::causes(&error.without_url()))
     }
 
     fn error(&self, kind: ErrorKind, wanted: &Wanted) -> Error {

@@ -135,7 +135,7 @@ fn each_mistake_names_line_key_value_and_remedy() {
         (
             "    domain: tenant.eu.auth0.com\n",
             "",
-            &["vaults.main", "neither domain nor token_endpoint"],
+            &["vaults.main", "neither domain, token_endpoint nor issuer"],
         ),
         ("    client_id: id\n", "", &["client_id"]),
         (

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::Vault;
 use super::request::Missing;
 use crate::class::{Class, Interaction, Refusal};
+use crate::oidc;
 use crate::policy::Wanted;
 
 mod build;
@@ -105,7 +106,7 @@ impl Error {
                 ),
                 Missing::Connection => format!("The route to vault {vault:?} names no connection."),
             },
-            ErrorKind::Credentials(_) | ErrorKind::Sign(_) => format!(
+            ErrorKind::Credentials(_) | ErrorKind::Sign(_) | ErrorKind::NoEndpoint => format!(
                 "The token vault {vault:?} refused the agent's own credentials or grant. This cannot be \
                  mended by the caller: the operator finds the vault's answer in the agent's log."
             ),
@@ -125,7 +126,10 @@ impl Error {
             ErrorKind::Open { .. } => format!(
                 "The token vault {vault:?} kept failing and is left alone for a moment. Repeat the request later."
             ),
-            ErrorKind::Server { .. } | ErrorKind::Connect(_) | ErrorKind::Broken(_) => {
+            ErrorKind::Discovery(_)
+            | ErrorKind::Server { .. }
+            | ErrorKind::Connect(_)
+            | ErrorKind::Broken(_) => {
                 format!("The token vault {vault:?} is unavailable. Repeat the request later.")
             }
             ErrorKind::Timeout(_) => format!("The token vault {vault:?} did not answer in time."),
@@ -179,6 +183,10 @@ pub enum ErrorKind {
     Missing(Missing),
     #[error("the token that the vault gave was not believed: {0}")]
     Unvalidated(String),
+    #[error("cannot find the token endpoint; check issuer, the network and extra_roots")]
+    Discovery(#[source] oidc::Unavailable),
+    #[error("the issuer's document names no token_endpoint; set token_endpoint in place of issuer")]
+    NoEndpoint,
     #[error("cannot sign with the configured key")]
     Sign(#[source] jsonwebtoken::errors::Error),
     #[error("the configured rate is used up, {} s to wait; nothing was sent", remaining.as_secs_f32().ceil())]
@@ -226,7 +234,8 @@ impl ErrorKind {
             Self::Missing(Missing::User) => Class::InvalidToken,
             Self::Missing(Missing::Connection) => Class::Internal,
             Self::Unvalidated(_) => Class::VaultInvalidResponse,
-            Self::Sign(_) => Class::VaultCredentials,
+            Self::Sign(_) | Self::NoEndpoint => Class::VaultCredentials,
+            Self::Discovery(_) => Class::VaultUnavailable,
             Self::Paced { .. } => Class::VaultRateLimited,
             Self::Open { .. } => Class::VaultUnavailable,
             Self::ConnectionRequired(_) | Self::ReconnectRequired(_) => Class::ConnectionRequired,
@@ -249,8 +258,11 @@ impl ErrorKind {
             | Self::Denied(_)
             | Self::Interaction { .. } => Some(Duration::from_secs(10)),
             Self::SubjectRefused(_) | Self::CallerRefused(_) => Some(Duration::from_secs(30)),
-            Self::Credentials(_) | Self::Unvalidated(_) | Self::Sign(_) => Some(Duration::from_secs(5)),
+            Self::Credentials(_) | Self::Unvalidated(_) | Self::Sign(_) | Self::NoEndpoint => {
+                Some(Duration::from_secs(5))
+            }
             Self::InvalidResponse(_)
+            | Self::Discovery(_)
             | Self::Server { .. }
             | Self::Connect(_)
             | Self::Broken(_)
@@ -269,7 +281,7 @@ impl ErrorKind {
     pub(super) fn is_outage(&self) -> bool {
         matches!(
             self,
-            Self::Server { .. } | Self::Connect(_) | Self::Broken(_) | Self::Timeout(_)
+            Self::Discovery(_) | Self::Server { .. } | Self::Connect(_) | Self::Broken(_) | Self::Timeout(_)
         )
     }
 
@@ -292,6 +304,7 @@ impl ErrorKind {
             Self::Paused { remaining } | Self::Paced { remaining } | Self::Open { remaining } => {
                 Some(*remaining)
             }
+            Self::Discovery(unavailable) => Some(unavailable.retry_after.max(Duration::from_secs(1))),
             Self::Server {
                 retry_after: Some(wait),
                 ..
@@ -309,6 +322,7 @@ impl ErrorKind {
             | Self::Missing(_)
             | Self::Unvalidated(_)
             | Self::Sign(_)
+            | Self::NoEndpoint
             | Self::ConnectionRequired(_)
             | Self::ReconnectRequired(_)
             | Self::Credentials(_)

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use rand::Rng as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::RootCertStore;
 use serde::Serialize;
 use serde::ser::{SerializeMap as _, Serializer};
+use url::Url;
 use zeroize::Zeroizing;
 
 use super::assertion::JWT_BEARER_ASSERTION;
@@ -19,6 +20,7 @@ use super::request::{self, Ask, Value};
 use super::response::{self, Dialect, Granted, Reply};
 use super::settings::{ClientAuth, Encoding, VaultSettings};
 use super::{Client, Vault, pace};
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::secret::Secret;
@@ -31,41 +33,14 @@ pub(super) fn client(
     settings: &VaultSettings,
     roots: Arc<RootCertStore>,
 ) -> Result<reqwest::Client, BuildError> {
-    let vault = || settings.name.clone();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|source| BuildError::Tls {
-            vault: vault(),
-            source,
-        })?
-        .with_root_certificates(roots);
-    let mut tls = match &settings.client_auth {
-        ClientAuth::TlsClient { chain, key } => tls
-            .with_client_auth_cert(chain.clone(), key.clone_key())
-            .map_err(|source| BuildError::ClientCertificate {
-                vault: vault(),
-                source,
-            })?,
-        _ => tls.with_no_client_auth(),
+    let identity = match &settings.client_auth {
+        ClientAuth::TlsClient { chain, key } => Some((chain.clone(), key.clone_key())),
+        _ => None,
     };
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .https_only(true)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .user_agent(concat!("tv-agent/", env!("CARGO_PKG_VERSION")))
-        .pool_idle_timeout(Duration::from_secs(30))
-        // A connection that died silently is noticed before it costs many callers their time-out.
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .http2_keep_alive_timeout(Duration::from_secs(5))
-        .build()
-        .map_err(|source| BuildError::Client {
-            vault: vault(),
-            source,
-        })
+    https::client_as(roots, identity).map_err(|source| BuildError::Client {
+        vault: settings.name.clone(),
+        source,
+    })
 }
 
 /// Has `ask` answered within the vault's timeout, from connect to last byte; faults in passing are repeated.
@@ -116,7 +91,14 @@ async fn call(vault: &Vault, ask: &Ask<'_>, client: Option<&Client>) -> Result<G
         client,
         now.duration_since(UNIX_EPOCH).unwrap_or_default(),
     )?;
-    let answer = send(&vault.client, settings, &request).await?;
+    let endpoint = match &vault.issuer {
+        Some(issuer) => {
+            let document = issuer.document().await.map_err(ErrorKind::Discovery)?;
+            document.token_endpoint.clone().ok_or(ErrorKind::NoEndpoint)?
+        }
+        None => settings.token_endpoint.clone(),
+    };
+    let answer = send(&vault.client, endpoint, &request).await?;
     let reply = Reply {
         status: answer.status,
         headers: &answer.headers,
@@ -316,11 +298,7 @@ struct Received {
     complete: bool,
 }
 
-async fn send(
-    client: &reqwest::Client,
-    settings: &VaultSettings,
-    request: &Request,
-) -> Result<Received, ErrorKind> {
+async fn send(client: &reqwest::Client, endpoint: Url, request: &Request) -> Result<Received, ErrorKind> {
     let failed = |e: reqwest::Error| {
         if e.is_connect() {
             ErrorKind::Connect(e)
@@ -329,7 +307,7 @@ async fn send(
         }
     };
     let mut call = client
-        .post(settings.token_endpoint.clone())
+        .post(endpoint)
         .header(CONTENT_TYPE, request.content_type)
         .header(ACCEPT, "application/json")
         .body(request.body.clone());
@@ -343,11 +321,17 @@ async fn send(
     let status = answer.status();
     let mut body = Zeroizing::new(Vec::with_capacity(limits::TOKEN_RESPONSE_BYTES));
     let complete = if status == http::StatusCode::OK {
-        fill(&mut answer, &mut body).await.map_err(failed)?
+        https::fill(&mut answer, &mut body, limits::TOKEN_RESPONSE_BYTES)
+            .await
+            .map_err(failed)?
     } else {
         // The status alone decides (429 pauses the vault), however slow or broken the body is.
         matches!(
-            tokio::time::timeout(ERROR_BODY_TIME, fill(&mut answer, &mut body)).await,
+            tokio::time::timeout(
+                ERROR_BODY_TIME,
+                https::fill(&mut answer, &mut body, limits::TOKEN_RESPONSE_BYTES)
+            )
+            .await,
             Ok(Ok(true))
         )
     };
@@ -358,18 +342,6 @@ async fn send(
         body,
         complete,
     })
-}
-
-/// Reads into `body` up to the limit. False: there is more.
-async fn fill(answer: &mut reqwest::Response, body: &mut Vec<u8>) -> Result<bool, reqwest::Error> {
-    while let Some(chunk) = answer.chunk().await? {
-        let left = limits::TOKEN_RESPONSE_BYTES - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(left)]);
-        if chunk.len() > left {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::error::{Error, ErrorKind};
 use super::pace::Change;
 use super::request::Ask;
 use super::{Client, Grant, Source, Vault, exchange, response};
+use crate::https;
 use crate::metrics::Metrics;
 use crate::policy::Wanted;
 use crate::secret::Secret;
@@ -272,7 +273,7 @@ impl Flight {
         match failure {
             None => tracing::info!(%vault, connection = target, result, took_ms, "token exchange"),
             Some(error) => {
-                let cause = causes(error.kind());
+                let cause = https::causes(error.kind());
                 tracing::warn!(%vault, connection = target, result, took_ms, cause, "token exchange failed");
             }
         }
@@ -281,12 +282,6 @@ impl Flight {
     fn error(&self, kind: ErrorKind) -> Error {
         self.vault.error(kind, &self.wanted)
     }
-}
-
-/// An error and its sources in one line.
-pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |e| e.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -32,7 +32,9 @@ pub struct VaultSettings {
     /// Its name in the configuration: for logs, metrics and messages.
     pub name: Arc<str>,
     pub kind: Kind,
+    /// Where tokens are asked for; with `discover` the issuer, whose document names that place.
     pub token_endpoint: Url,
+    pub discover: bool,
     /// Empty: none is sent.
     pub client_id: String,
     pub client_auth: ClientAuth,

@@ -676,7 +676,7 @@ async fn no_secret_shows_in_logs_metrics_errors_or_refusals() {
     );
     let vault = Arc::new(Vault::new(closed, Arc::new(RootCertStore::empty())).unwrap());
     let error = refused(&Tokens::new(metrics.clone()), grant(&vault, &subject(SUBJECT))).await;
-    said += &format!("{error:?} {}\n", flight::causes(&error));
+    said += &format!("{error:?} {}\n", crate::https::causes(&error));
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(

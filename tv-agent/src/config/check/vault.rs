@@ -155,27 +155,33 @@ impl At<'_> {
         Ok(pacing)
     }
 
-    fn endpoint(&self, raw: &raw::Vault) -> Result<Url, Error> {
-        match (&raw.domain, &raw.token_endpoint) {
-            (Some(at), None) => {
-                endpoint_of(&at.value).map_err(|problem| self.wrong("domain", at, &at.value, problem))
-            }
-            (None, Some(at)) => Url::parse(&at.value)
-                .ok()
-                .filter(|url| url.scheme() == "https" && url.host_str().is_some())
+    /// The token endpoint; or the issuer, and true.
+    fn endpoint(&self, raw: &raw::Vault) -> Result<(Url, bool), Error> {
+        let https = |key: &str, at: &Spanned<String>, what: &str| {
+            let url = Url::parse(&at.value).ok();
+            url.filter(|url| url.scheme() == "https" && url.host_str().is_some())
                 .ok_or_else(|| {
-                    let problem = "is not a token endpoint; allowed: an https:// address";
-                    self.wrong("token_endpoint", at, &at.value, problem)
-                }),
-            (Some(at), Some(_)) => {
-                let problem = "stands beside token_endpoint; allowed: one of the two";
-                Err(self.wrong("domain", at, &at.value, problem))
-            }
-            (None, None) => {
-                let problem = "has neither domain nor token_endpoint; allowed: one of the two";
+                    let problem = format!("is not {what}; allowed: an https:// address");
+                    self.wrong(key, at, &at.value, problem)
+                })
+        };
+        let both = |key: &str, at: &Spanned<String>| {
+            let problem = "stands beside another one; allowed: one of domain, token_endpoint and issuer";
+            self.wrong(key, at, &at.value, problem)
+        };
+        match (&raw.domain, &raw.token_endpoint, &raw.issuer) {
+            (Some(at), None, None) => endpoint_of(&at.value)
+                .map(|url| (url, false))
+                .map_err(|problem| self.wrong("domain", at, &at.value, problem)),
+            (None, Some(at), None) => Ok((https("token_endpoint", at, "a token endpoint")?, false)),
+            (None, None, Some(at)) => Ok((https("issuer", at, "an issuer")?, true)),
+            (None, None, None) => {
+                let problem = "has neither domain, token_endpoint nor issuer; allowed: one of the three";
                 let key = format!("vaults.{}", self.name);
                 Err(self.checker.value(&key, &raw.kind, &*self.name, problem))
             }
+            (Some(at), _, _) => Err(both("domain", at)),
+            (None, Some(at), Some(_)) => Err(both("token_endpoint", at)),
         }
     }
 }
@@ -198,7 +204,7 @@ impl Checker<'_> {
             name: name.clone(),
             kind,
         };
-        let token_endpoint = at.endpoint(&raw)?;
+        let (token_endpoint, discover) = at.endpoint(&raw)?;
         let kind = at.kind(&raw)?;
         let timeout = match &raw.timeout_seconds {
             Some(given) if (1..=60).contains(&given.value) => Duration::from_secs(given.value),
@@ -214,6 +220,7 @@ impl Checker<'_> {
                 name,
                 kind,
                 token_endpoint,
+                discover,
                 client_id,
                 client_auth,
                 encoding: match raw.encoding {

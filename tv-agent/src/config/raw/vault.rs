@@ -14,6 +14,7 @@ pub struct Vault {
     pub kind: Spanned<Kind>,
     pub domain: Option<Spanned<String>>,
     pub token_endpoint: Option<Spanned<String>>,
+    pub issuer: Option<Spanned<String>>,
     pub client_id: Option<Spanned<String>>,
     pub client_auth: Option<Spanned<ClientAuth>>,
     #[serde(default)]

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::https;
+
 /// Why a vault's settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -29,22 +31,10 @@ pub enum BuildError {
         "vault {vault:?}: no root certificate to verify it with; install ca-certificates or set extra_roots"
     )]
     NoRoots { vault: Arc<str> },
-    #[error("vault {vault:?}: client certificate and key of client_auth do not go together")]
-    ClientCertificate {
-        vault: Arc<str>,
-        #[source]
-        source: rustls::Error,
-    },
-    #[error("vault {vault:?}: cannot set up TLS")]
-    Tls {
-        vault: Arc<str>,
-        #[source]
-        source: rustls::Error,
-    },
-    #[error("vault {vault:?}: cannot set up the HTTP client")]
+    #[error("vault {vault:?}: cannot make its client")]
     Client {
         vault: Arc<str>,
         #[source]
-        source: reqwest::Error,
+        source: https::Error,
     },
 }

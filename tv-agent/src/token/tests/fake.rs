@@ -246,6 +246,7 @@ pub fn settings(endpoint: &str, extra_roots: Vec<CertificateDer<'static>>) -> Va
         name: "main".into(),
         kind: Kind::TokenVault(TokenVault::default()),
         token_endpoint: endpoint.parse().unwrap(),
+        discover: false,
         client_id: CLIENT_ID.into(),
         client_auth: ClientAuth::SecretPost(Secret::new(CLIENT_SECRET.into())),
         encoding: Encoding::Form,
