@@ -174,7 +174,7 @@ impl Flight {
             Ok(granted) => {
                 self.report(None, took);
                 if let Some(wait) = granted.exhausted {
-                    store.pause(self.vault.id, wait);
+                    self.vault.gate.hold(wait);
                 }
                 Ok((self.keep(granted), Source::Exchange))
             }
@@ -197,10 +197,11 @@ impl Flight {
     async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Error> {
         let vault = &self.vault;
         let patience = vault.settings.timeout;
-        let wait = vault
-            .gate
-            .reserve(patience)
-            .map_err(|remaining| self.error(ErrorKind::Paced { remaining }))?;
+        let wait = vault.gate.reserve(patience).map_err(|wait| {
+            // Back when half of those who wait now have had their turn: the queue is never idle.
+            let remaining = wait.saturating_sub(patience / 2);
+            self.error(ErrorKind::Paced { remaining })
+        })?;
         tokio::time::sleep(wait).await;
         let slot = tokio::time::timeout(patience, vault.slots.acquire()).await;
         let Ok(Ok(slot)) = slot else {

@@ -100,6 +100,8 @@ impl Breaker {
 /// What stands between us and one token endpoint.
 pub(super) struct Gate {
     began: Instant,
+    /// The endpoint's allowance is used up until then.
+    held: Mutex<Duration>,
     bucket: Option<Mutex<Bucket>>,
     breaker: Mutex<Breaker>,
 }
@@ -108,6 +110,7 @@ impl Gate {
     pub fn new(pacing: &Pacing) -> Self {
         Self {
             began: Instant::now(),
+            held: Mutex::default(),
             bucket: pacing
                 .per_second
                 .map(|rate| Mutex::new(Bucket::new(rate, pacing.burst))),
@@ -122,10 +125,21 @@ impl Gate {
 
     /// Takes a turn of the configured rate; the wait for it, or the wait that is longer than `patience`.
     pub fn reserve(&self, patience: Duration) -> Result<Duration, Duration> {
-        match &self.bucket {
-            Some(bucket) => locked(bucket).reserve(self.began.elapsed(), patience),
+        let now = self.began.elapsed();
+        let held = locked(&self.held).saturating_sub(now);
+        let patience = patience.checked_sub(held).ok_or(held)?;
+        let turn = match &self.bucket {
+            Some(bucket) => locked(bucket).reserve(now + held, patience),
             None => Ok(Duration::ZERO),
-        }
+        };
+        turn.map(|wait| held + wait).map_err(|wait| held + wait)
+    }
+
+    /// The endpoint said that its allowance is used up for `wait`: turns begin after that.
+    pub fn hold(&self, wait: Duration) {
+        let until = self.began.elapsed() + wait;
+        let mut held = locked(&self.held);
+        *held = until.max(*held);
     }
 
     /// Whether a call may go out; `Err`: in how long one may.
@@ -230,6 +244,26 @@ mod tests {
         assert_eq!(breaker.allow(ms(2100)), Ok(()));
         assert_eq!(breaker.landed(false, ms(2200)), Some(Change::Closed));
         assert_eq!((breaker.allow(ms(2200)), breaker.left(ms(2200))), (Ok(()), None));
+    }
+
+    #[test]
+    fn a_used_up_allowance_holds_all_turns() {
+        for per_second in [None, Some(1000.0)] {
+            let gate = Gate::new(&Pacing {
+                per_second,
+                burst: 10,
+                ..Pacing::default()
+            });
+            assert_eq!(gate.reserve(ms(0)), Ok(ms(0)));
+            gate.hold(Duration::from_secs(30));
+            gate.hold(Duration::from_secs(1));
+            assert!(gate.reserve(Duration::from_secs(20)).unwrap_err() > Duration::from_secs(25));
+            let wait = gate.reserve(Duration::from_secs(40)).unwrap();
+            assert!(
+                (Duration::from_secs(25)..=Duration::from_secs(30)).contains(&wait),
+                "{wait:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The request on the wire, and every way in which a vault can answer badly or not at all.
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::*;
 use crate::policy::Wanted;
@@ -278,4 +278,62 @@ fn repeated_parameters_are_a_list_in_json() {
     assert_eq!(text, r#"{"a":["1","2","3"],"b":"\"","c":"3"}"#);
     let text = String::from_utf8(form(&fields).to_vec()).unwrap();
     assert_eq!(text, "a=1&b=%22&a=2&c=3&a=3");
+}
+
+#[tokio::test]
+async fn a_client_certificate_stands_for_the_secret() {
+    let own = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let cert = rcgen::CertificateParams::new(vec![name.into()]).unwrap();
+        (cert.self_signed(&key).unwrap().der().clone(), key)
+    };
+    let auth = |cert: &CertificateDer<'static>, key: &rcgen::KeyPair| ClientAuth::TlsClient {
+        chain: vec![cert.clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+    };
+    let ((cert, key), (other_cert, other_key)) = (own("client.example"), own("other.example"));
+    let fake = Fake::believing(&["h2"], Some(cert.clone()), |_, _| {
+        Answer::token("provider", 3600)
+    })
+    .await;
+    let vault = fake.vault_with(|s| s.client_auth = auth(&cert, &key));
+    assert!(call(&vault, None).await.is_ok());
+    let calls = fake.calls();
+    assert!(!calls[0].fields.contains_key("client_secret") && calls[0].fields["client_id"] == CLIENT_ID);
+    let stranger = fake.vault_with(|s| s.client_auth = auth(&other_cert, &other_key));
+    assert!(call(&stranger, None).await.is_err());
+    assert_eq!(fake.count(), 1);
+    // A key that is not the certificate's is found before anything is asked.
+    let mut settings = fake.settings();
+    settings.client_auth = auth(&cert, &other_key);
+    let error = Vault::new(settings, Arc::new(RootCertStore::empty()))
+        .err()
+        .unwrap();
+    assert!(matches!(error, BuildError::Client { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_exchange_that_is_not_believed_gives_no_token() {
+    struct Never;
+    impl crate::token::CheckToken for Never {
+        fn check<'a>(
+            &'a self,
+            token: &'a Secret,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>> {
+            assert_eq!(token.len(), "provider".len());
+            Box::pin(async { Err("its audience is another".to_owned()) })
+        }
+    }
+    let fake = Fake::always(Answer::token("provider", 3600)).await;
+    let vault = Vault::new(fake.settings(), Arc::new(RootCertStore::empty())).unwrap();
+    let vault = Arc::new(vault.checked_by(Arc::new(Never)));
+    let tokens = crate::token::Tokens::new(Metrics::new());
+    let subject = Arc::new(Secret::new("s".into()));
+    for _ in 0..2 {
+        let grant = crate::token::tests::fake::grant(&vault, &subject);
+        let error = tokens.obtain(grant).await.err().unwrap();
+        assert!(matches!(error.kind(), ErrorKind::Unvalidated(_)), "{error}");
+        assert_eq!(error.class(), crate::class::Class::VaultInvalidResponse);
+    }
+    assert_eq!(fake.count(), 1, "remembered for a moment");
 }

@@ -64,6 +64,11 @@ pub(super) fn meaning(dialect: Dialect, status: StatusCode, said: &Said, text: &
             Meaning::Ours
         };
     }
+    // Auth0's word for a wrong client secret.
+    if dialect == Dialect::CallersClient && status == StatusCode::UNAUTHORIZED && said.code == "access_denied"
+    {
+        return Meaning::CallersClient;
+    }
     if status.is_server_error() {
         // A failing server's word for somebody else's fault is not believed, save where it is unmistakable.
         return match by_code {

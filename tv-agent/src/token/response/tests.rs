@@ -564,6 +564,12 @@ fn whose_client_it_was_decides_whose_fault_it_is() {
         ),
         (403, "access_denied", Class::VaultCredentials, Class::AccessDenied),
         (
+            401,
+            "access_denied",
+            Class::VaultCredentials,
+            Class::ExchangeRefused,
+        ),
+        (
             400,
             "unauthorized_client",
             Class::VaultCredentials,
