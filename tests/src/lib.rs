@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod demo;
 pub mod fakes;
 pub mod flow;
+pub mod js;
 pub mod probe;
 pub mod process;
 pub mod sandbox;
