@@ -139,6 +139,7 @@ impl Setup {
         let config = configuration(
             &auth0,
             dir.path(),
+            json!({}),
             routes(),
             self.vault_timeout,
             self.on_unknown_name,
@@ -181,9 +182,20 @@ pub struct Dial<'a> {
 impl Flow {
     /// The same agent's configuration with other routes, for a reload.
     pub fn config(&self, routes: Value) -> Config {
+        self.config_with(json!({}), routes)
+    }
+
+    /// The agent's directory, for the files that a configuration names.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// As [`Flow::config`], with further vaults, which trust what the first one trusts.
+    pub fn config_with(&self, vaults: Value, routes: Value) -> Config {
         configuration(
             &self.auth0,
             self.dir.path(),
+            vaults,
             routes,
             self.vault_timeout,
             self.on_unknown_name,
@@ -323,9 +335,16 @@ impl OriginLookup for Records {
     }
 }
 
-fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Config {
+fn configuration(
+    auth0: &Auth0,
+    dir: &Path,
+    vaults: Value,
+    routes: Value,
+    timeout: u64,
+    unknown: &str,
+) -> Config {
     let roots = json!([dir.join("root.pem")]);
-    let document = json!({
+    let mut document = json!({
         "intercept": { "on_unknown_name": unknown },
         "vaults": { "main": {
             "kind": "auth0_token_vault",
@@ -338,6 +357,11 @@ fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown
         "routes": routes,
         "upstream": { "extra_roots": roots },
     });
+    for (name, vault) in vaults.as_object().expect("vaults by name") {
+        let mut vault = vault.clone();
+        vault["extra_roots"] = roots.clone();
+        document["vaults"][name] = vault;
+    }
     let env = |name: &str| (name == "SECRET").then(|| CLIENT_SECRET.to_owned());
     Config::parse(&document.to_string(), Path::new("flow.yaml"), &env).expect("a configuration")
 }
