@@ -27,6 +27,10 @@ pub enum Class {
     MissingToken,
     /// The credentials have the wrong form.
     InvalidToken,
+    /// The caller's token is good, but lacks a scope that the route's verifier asks for.
+    InsufficientScope,
+    /// The keys or the introspection by which tokens are verified cannot be had.
+    VerifierUnavailable,
     /// The vault refused the caller's token.
     ExchangeRefused,
     /// The caller's account is not connected to the provider (or has to be connected again).
@@ -62,9 +66,11 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::MissingToken,
         Self::InvalidToken,
+        Self::InsufficientScope,
+        Self::VerifierUnavailable,
         Self::ExchangeRefused,
         Self::ConnectionRequired,
         Self::Forbidden,
@@ -87,13 +93,15 @@ impl Class {
         match self {
             Self::MissingToken
             | Self::InvalidToken
+            | Self::InsufficientScope
             | Self::ExchangeRefused
             | Self::ConnectionRequired
             | Self::Misdirected
             | Self::BadRequest
             | Self::HeaderTooLarge => Fault::Caller,
             Self::Forbidden | Self::VaultCredentials => Fault::Operator,
-            Self::VaultInvalidResponse
+            Self::VerifierUnavailable
+            | Self::VaultInvalidResponse
             | Self::VaultRateLimited
             | Self::VaultUnavailable
             | Self::VaultTimeout => Fault::Vault,
@@ -110,6 +118,8 @@ impl Class {
         match self {
             Self::MissingToken => "unauthorized",
             Self::InvalidToken => "invalid_token",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::VerifierUnavailable => "verifier_unavailable",
             Self::ExchangeRefused => "token_exchange_failed",
             Self::ConnectionRequired => "connection_required",
             Self::Forbidden => "forbidden",

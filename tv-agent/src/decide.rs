@@ -85,6 +85,7 @@ mod tests {
             vault: "main".into(),
             connection: "c".into(),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
             workloads: vec![],
         }]);

@@ -30,6 +30,7 @@ use crate::workload::Workload;
 
 mod form;
 mod record;
+mod verify;
 
 use form::{check_form, is_grpc, upgrade_of};
 
@@ -148,6 +149,8 @@ struct Outcome {
     result: &'static str,
     /// Where the token came from, when there was one.
     token: Option<&'static str>,
+    /// Who the caller is, when its token was verified.
+    identity: Option<String>,
     refused: Option<Refusal>,
 }
 
@@ -168,7 +171,11 @@ impl Session {
             head: method == Method::HEAD,
         };
         let expects = request.headers().contains_key(header::EXPECT);
-        let outcome = match self.answer(&snapshot, route, request, &mut body).await {
+        let mut identity = None;
+        let answered = self
+            .answer(&snapshot, route, request, &mut body, &mut identity)
+            .await;
+        let mut outcome = match answered {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 // A client that waits for 100 Continue must not be told to send what nobody wants.
@@ -179,22 +186,25 @@ impl Session {
                     response: respond::refuse(&refusal, asked),
                     result: refusal.class.label(),
                     token: None,
+                    identity: None,
                     refused: Some(refusal),
                 }
             }
         };
+        outcome.identity = identity;
         let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
         self.record(&name, &method, &path, &outcome, began.elapsed());
         outcome.response
     }
 
-    /// The script of one request: policy, credentials, exchange, injection, provider.
+    /// The script of one request: policy, credentials, verification, exchange, injection, provider.
     async fn answer(
         &self,
         snapshot: &Snapshot,
         route: Option<&Arc<Route>>,
-        request: Request<()>,
+        mut request: Request<()>,
         body: &mut Option<Incoming>,
+        identity: &mut Option<String>,
     ) -> Result<Outcome, Refusal> {
         check_form(&request, &self.target)?;
         let route = route.ok_or_else(|| {
@@ -206,6 +216,8 @@ impl Session {
         })?;
         let presented =
             inject::presented(request.headers(), &self.target.host).map_err(inject::Error::refusal)?;
+        let verified = verify::verify(snapshot, route, presented.as_ref(), request.headers_mut()).await?;
+        *identity = verified.identity().map(str::to_owned);
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
@@ -220,6 +232,7 @@ impl Session {
                     response,
                     result: "passed_through",
                     token: None,
+                    identity: None,
                     refused: None,
                 })
             }
@@ -257,6 +270,7 @@ impl Session {
             response,
             result: "forwarded",
             token: Some(obtained.source.label()),
+            identity: None,
             refused: None,
         };
         if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {

@@ -6,6 +6,10 @@ use std::sync::Arc;
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+mod verify;
+
+pub use verify::{Channel, Verify};
+
 /// A host of a route: an exact name, or `*.` and a suffix that stands for one label or more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern {
@@ -85,6 +89,7 @@ pub struct Route {
     pub vault: Arc<str>,
     pub connection: Arc<str>,
     pub login_hint: Option<Arc<str>>,
+    pub verify: Option<Verify>,
     pub on_missing_token: OnMissingToken,
     /// cgroup paths (`*` stands for one component or part of it, a pattern covers its subtree); empty: all.
     pub workloads: Vec<String>,
@@ -193,6 +198,7 @@ mod tests {
             vault: "main".into(),
             connection: name.into(),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
             workloads: workloads.iter().map(|w| (*w).to_owned()).collect(),
         }

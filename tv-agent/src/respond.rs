@@ -68,7 +68,8 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
         )),
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::UNAUTHORIZED && !asked.grpc {
+    let challenged = status == StatusCode::UNAUTHORIZED || refusal.class == Class::InsufficientScope;
+    if challenged && !asked.grpc {
         challenge(headers, refusal, asked.git);
     }
     if let Some(after) = refusal.retry_after {
@@ -134,7 +135,9 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
         Class::MissingToken | Class::InvalidToken | Class::ExchangeRefused | Class::ConnectionRequired => {
             (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED)
         }
-        Class::Forbidden => (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED),
+        Class::Forbidden | Class::InsufficientScope => {
+            (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED)
+        }
         Class::Misdirected => (
             StatusCode::MISDIRECTED_REQUEST,
             "http_request_denied",
@@ -153,7 +156,7 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
             "connection_limit_reached",
             UNAVAILABLE,
         ),
-        Class::VaultUnavailable => (
+        Class::VaultUnavailable | Class::VerifierUnavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "destination_unavailable",
             UNAVAILABLE,
@@ -192,16 +195,20 @@ fn grpc(refusal: &Refusal, status: u8) -> Response<Body> {
 
 fn challenge(headers: &mut HeaderMap, refusal: &Refusal, git: bool) {
     // RFC 6750 §3.1: no error code when the request carried no credentials at all.
-    let bearer = if refusal.class == Class::MissingToken {
-        "Bearer realm=\"tv-agent\"".to_owned()
-    } else {
-        format!(
-            "Bearer realm=\"tv-agent\", error=\"invalid_token\", error_description=\"{}\"",
-            refusal.description.replace(['"', '\\'], "'")
-        )
+    let error = match refusal.class {
+        Class::MissingToken => None,
+        Class::InsufficientScope => Some("insufficient_scope"),
+        _ => Some("invalid_token"),
     };
+    let bearer = error.map_or_else(
+        || "Bearer realm=\"tv-agent\"".to_owned(),
+        |error| {
+            let description = refusal.description.replace(['"', '\\'], "'");
+            format!("Bearer realm=\"tv-agent\", error=\"{error}\", error_description=\"{description}\"")
+        },
+    );
     headers.append(WWW_AUTHENTICATE, text(&bearer));
-    if git {
+    if git && refusal.class != Class::InsufficientScope {
         headers.append(
             WWW_AUTHENTICATE,
             HeaderValue::from_static("Basic realm=\"tv-agent\""),
@@ -238,11 +245,11 @@ mod tests {
             | Class::InvalidToken
             | Class::ExchangeRefused
             | Class::ConnectionRequired => 401,
-            Class::Forbidden => 403,
+            Class::Forbidden | Class::InsufficientScope => 403,
             Class::Misdirected => 421,
             Class::BadRequest => 400,
             Class::HeaderTooLarge => 431,
-            Class::VaultRateLimited | Class::VaultUnavailable => 503,
+            Class::VaultRateLimited | Class::VaultUnavailable | Class::VerifierUnavailable => 503,
             Class::VaultTimeout | Class::UpstreamTimeout => 504,
             Class::VaultCredentials | Class::VaultInvalidResponse | Class::UpstreamTls => 502,
             Class::UpstreamUnreachable | Class::UpstreamProtocol | Class::Internal => 502,

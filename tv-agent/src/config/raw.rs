@@ -9,12 +9,17 @@ use serde_saphyr::Spanned;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
 
+mod verifier;
+
+pub use verifier::*;
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
     pub intercept: Intercept,
     pub listen: Listen,
     pub vaults: BTreeMap<String, Spanned<Vault>>,
+    pub verifiers: BTreeMap<String, Spanned<Verifier>>,
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
@@ -127,6 +132,7 @@ pub struct Route {
     pub vault: Spanned<String>,
     pub connection: Spanned<String>,
     pub login_hint: Option<String>,
+    pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
     #[serde(default)]

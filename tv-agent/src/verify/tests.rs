@@ -1,0 +1,1 @@
+//! Tokens of every bad form, each refused with a reason of its own.
