@@ -12,3 +12,4 @@ mod reload;
 mod secrets;
 mod upgrades;
 mod vault;
+mod verify;

@@ -190,6 +190,26 @@ impl Flow {
         )
     }
 
+    /// As [`Flow::config`], with verifiers; they trust the flow's root, as vaults and upstreams do.
+    pub fn config_with(&self, routes: Value, mut verifiers: Value) -> Config {
+        for verifier in verifiers
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|all| all.values_mut())
+        {
+            verifier["extra_roots"] = json!([self.dir.path().join("root.pem")]);
+        }
+        let mut document = document(
+            &self.auth0,
+            self.dir.path(),
+            routes,
+            self.vault_timeout,
+            self.on_unknown_name,
+        );
+        document["verifiers"] = verifiers;
+        parse(&document)
+    }
+
     pub fn dial<'a>(&self, host: &'a str, alpn: &'a [&'a str]) -> Dial<'a> {
         Dial {
             host,
@@ -324,8 +344,12 @@ impl OriginLookup for Records {
 }
 
 fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Config {
+    parse(&document(auth0, dir, routes, timeout, unknown))
+}
+
+fn document(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Value {
     let roots = json!([dir.join("root.pem")]);
-    let document = json!({
+    json!({
         "intercept": { "on_unknown_name": unknown },
         "vaults": { "main": {
             "kind": "auth0_token_vault",
@@ -337,7 +361,10 @@ fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown
         } },
         "routes": routes,
         "upstream": { "extra_roots": roots },
-    });
+    })
+}
+
+fn parse(document: &Value) -> Config {
     let env = |name: &str| (name == "SECRET").then(|| CLIENT_SECRET.to_owned());
     Config::parse(&document.to_string(), Path::new("flow.yaml"), &env).expect("a configuration")
 }

@@ -212,7 +212,10 @@ fn scopes_are_and_within_an_entry_and_or_between_entries() {
         );
     }
     let error = refused(&rules, json!({}));
-    assert_eq!(error.to_string(), "it lacks a scope; required: read write, or admin");
+    assert_eq!(
+        error.to_string(),
+        "it lacks a scope; required: read write, or admin"
+    );
     for scope in [json!(null), json!(5), json!([1])] {
         assert_eq!(
             refused(&rules, json!({ "scope": scope })),
