@@ -8,6 +8,7 @@ mod grpc;
 mod origin;
 mod policy;
 mod protocols;
+mod provider;
 mod reload;
 mod secrets;
 mod upgrades;

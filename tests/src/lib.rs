@@ -7,6 +7,7 @@ pub mod fakes;
 pub mod flow;
 pub mod probe;
 pub mod process;
+pub mod provider;
 pub mod sandbox;
 pub mod sys;
 pub mod tools;
