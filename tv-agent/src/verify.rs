@@ -88,6 +88,9 @@ impl Verifier {
     /// # Errors
     /// When the HTTPS client cannot be made.
     pub fn new(mut settings: Settings, roots: Arc<RootCertStore>) -> Result<Self, https::Error> {
+        if !settings.verify_signature {
+            tracing::warn!(verifier = %settings.name, "verify_signature is off: anybody can make tokens that it accepts");
+        }
         let client = https::client(roots)?;
         let source = settings
             .jwks_uri

@@ -32,6 +32,8 @@ struct RouteFacts {
     token_endpoint: String,
     connection: String,
     login_hint: Option<String>,
+    /// Which tokens of the caller are verified, and by what.
+    verify: Option<String>,
     on_missing_token: OnMissingToken,
     workloads: Vec<String>,
 }
@@ -110,6 +112,7 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
         token_endpoint: endpoints.get(&route.vault).cloned().unwrap_or_default(),
         connection: route.connection.to_string(),
         login_hint: route.login_hint.as_deref().map(str::to_owned),
+        verify: route.verify.as_ref().map(ToString::to_string),
         on_missing_token: route.on_missing_token,
         workloads: route.workloads.clone(),
     });
@@ -154,6 +157,9 @@ fn text(explained: &Explained) -> String {
             OnMissingToken::Passthrough => "passed through",
         };
         // Writing to a String cannot fail.
+        if let Some(verify) = &route.verify {
+            let _ = writeln!(text, "  verifies the {verify}");
+        }
         let _ = writeln!(text, "  vault {} at {}", route.vault, route.token_endpoint);
         let _ = writeln!(text, "  connection {}", route.connection);
         if let Some(hint) = &route.login_hint {

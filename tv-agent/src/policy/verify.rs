@@ -14,6 +14,23 @@ pub struct Verify {
     pub channel: Option<Channel>,
 }
 
+impl std::fmt::Display for Verify {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let optional = |optional| if optional { " (optional)" } else { "" };
+        write!(f, "access token by {}{}", self.access, optional(self.optional))?;
+        match &self.channel {
+            None => Ok(()),
+            Some(channel) => write!(
+                f,
+                ", channel token in {} by {}{}",
+                channel.header,
+                channel.verifier,
+                optional(channel.optional)
+            ),
+        }
+    }
+}
+
 /// A second token, which tells where a request comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Channel {

@@ -72,7 +72,10 @@ fn json() -> impl Strategy<Value = Value> {
 #[test]
 fn the_shared_secret_verifies_and_another_does_not() {
     let verified = verdict(&verifier(true), &good()).unwrap();
-    assert_eq!((verified.identity.as_deref(), verified.expires), (Some("alice"), Some(1_800_000_000)));
+    assert_eq!(
+        (verified.identity.as_deref(), verified.expires),
+        (Some("alice"), Some(1_800_000_000))
+    );
     // A second look takes the signature as known, and the time as it is now.
     let known = verifier(true);
     for _ in 0..2 {
@@ -81,14 +84,24 @@ fn the_shared_secret_verifies_and_another_does_not() {
     let late = Secret::new(good());
     let mut checking = std::pin::pin!(known.check_at(&late, 1_900_000_000));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    let std::task::Poll::Ready(Err(ErrorKind::Refused(refused))) = checking.as_mut().poll(&mut context) else {
+    let std::task::Poll::Ready(Err(ErrorKind::Refused(refused))) = checking.as_mut().poll(&mut context)
+    else {
         panic!("an expired token was accepted")
     };
     assert_eq!(refused, claims::Refused::Expired { ago: 100_000_000 });
-    let (message, _) = good().rsplit_once('.').map(|(m, s)| (m.to_owned(), s.to_owned())).unwrap();
+    let (message, _) = good()
+        .rsplit_once('.')
+        .map(|(m, s)| (m.to_owned(), s.to_owned()))
+        .unwrap();
     let forged = format!("{message}.{}", B64.encode([0; 32]));
-    assert!(matches!(verdict(&verifier(true), &forged), Err(ErrorKind::Signature)));
-    assert!(verdict(&verifier(false), &forged).is_ok(), "verify_signature: false");
+    assert!(matches!(
+        verdict(&verifier(true), &forged),
+        Err(ErrorKind::Signature)
+    ));
+    assert!(
+        verdict(&verifier(false), &forged).is_ok(),
+        "verify_signature: false"
+    );
 }
 
 proptest! {

@@ -215,9 +215,17 @@ impl Checker<'_> {
         })
     }
 
-    fn algorithms(&self, key: &str, list: &[Spanned<String>], secret: bool) -> Result<Vec<Algorithm>, Error> {
+    fn algorithms(
+        &self,
+        key: &str,
+        list: &Spanned<Vec<Spanned<String>>>,
+        secret: bool,
+    ) -> Result<Vec<Algorithm>, Error> {
+        if list.value.is_empty() {
+            return Err(self.value(key, list, "[]", "is empty; allowed: at least one"));
+        }
         let mut algorithms = Vec::new();
-        for at in list {
+        for at in &list.value {
             let algorithm = at
                 .value
                 .parse()
@@ -229,9 +237,6 @@ impl Checker<'_> {
                     format!("is not available; allowed: {names}; with hs_secret also HS256, HS384, HS512");
                 self.value(key, at, &at.value, problem)
             })?);
-        }
-        if let (true, Some(at)) = (list.is_empty(), list.first()) {
-            return Err(self.value(key, at, "[]", "is empty; allowed: at least one"));
         }
         Ok(algorithms)
     }
@@ -315,3 +320,6 @@ impl Checker<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use super::SecretSource;
 pub struct Verifier {
     pub issuer: Option<Spanned<String>>,
     pub jwks_uri: Option<Spanned<String>>,
-    pub algorithms: Option<Vec<Spanned<String>>>,
+    pub algorithms: Option<Spanned<Vec<Spanned<String>>>>,
     pub hs_secret: Option<Spanned<SecretSource>>,
     #[serde(default = "yes")]
     pub verify_signature: bool,
