@@ -32,7 +32,7 @@ async fn with(
         settings["issuer"] = json!(server.issuer());
         settings.as_object_mut().unwrap().remove("token_endpoint");
     }
-    let config = flow.config_with(json!({ "kc": settings }), routes);
+    let config = flow.config_vaults(json!({ "kc": settings }), routes);
     flow.agent.reload(config).unwrap();
     (flow, server)
 }
@@ -238,7 +238,11 @@ async fn what_the_user_has_to_do_reaches_the_caller() {
 async fn conditions_decide_what_is_exchanged_and_nothing_unverified_passes() {
     let jwt = |claims: Value| {
         let part = |text: String| base64::prelude::BASE64_URL_SAFE_NO_PAD.encode(text);
-        format!("{}.{}.sig", part("{}".into()), part(claims.to_string()))
+        format!(
+            "{}.{}.sig",
+            part(r#"{"alg":"RS256","typ":"JWT"}"#.into()),
+            part(claims.to_string())
+        )
     };
     let vault = json!({ "kind": "token_exchange", "preset": "keycloak",
         "when": [{ "issuer": "https://idp", "missing_scopes": ["profile"] }] });
@@ -379,7 +383,7 @@ async fn token_vault(flow: &Flow, settings: Value, route_too: Value) -> Result<(
         .as_object_mut()
         .unwrap()
         .extend(route_too.as_object().unwrap().clone());
-    let config = flow.config_with(json!({ "kc": vault }), json!([route]));
+    let config = flow.config_vaults(json!({ "kc": vault }), json!([route]));
     flow.agent.reload(config).map_err(|error| error.to_string())
 }
 

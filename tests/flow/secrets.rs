@@ -385,7 +385,7 @@ async fn no_secret_of_the_other_kinds_shows() {
         route("github.com", "key"),
         route("open.test", "callers"),
     ]);
-    flow.agent.reload(flow.config_with(vaults, routes)).unwrap();
+    flow.agent.reload(flow.config_vaults(vaults, routes)).unwrap();
     flow.origin.forbid(ACTOR);
     flow.origin.forbid(CALLER_SECRET);
     let mut statuses = vec![];

@@ -43,7 +43,7 @@ async fn ten_thousand_requests_of_five_hundred_subjects() {
     } });
     let mut routes = routes();
     routes[0]["vault"] = json!("storm");
-    flow.agent.reload(flow.config_with(settings, routes)).unwrap();
+    flow.agent.reload(flow.config_vaults(settings, routes)).unwrap();
 
     let connections = [
         flow.h2(HOST).await,

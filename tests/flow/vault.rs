@@ -193,7 +193,7 @@ async fn a_vault_that_keeps_failing_is_left_alone_and_found_again() {
     } });
     let mut routes = tv_tests::flow::routes();
     routes[0]["vault"] = json!("fragile");
-    flow.agent.reload(flow.config_with(settings, routes)).unwrap();
+    flow.agent.reload(flow.config_vaults(settings, routes)).unwrap();
     assert_eq!(ask(&flow, SUBJECT).await.status, 200);
     let open = "vault_circuit_open{vault=\"fragile\"}";
     flow.auth0.set_mode(Mode::ServerError);

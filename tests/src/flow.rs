@@ -182,7 +182,7 @@ pub struct Dial<'a> {
 impl Flow {
     /// The same agent's configuration with other routes, for a reload.
     pub fn config(&self, routes: Value) -> Config {
-        self.config_with(json!({}), routes)
+        self.config_vaults(json!({}), routes)
     }
 
     /// The agent's directory, for the files that a configuration names.
@@ -191,7 +191,7 @@ impl Flow {
     }
 
     /// As [`Flow::config`], with further vaults, which trust what the first one trusts.
-    pub fn config_with(&self, vaults: Value, routes: Value) -> Config {
+    pub fn config_vaults(&self, vaults: Value, routes: Value) -> Config {
         configuration(
             &self.auth0,
             self.dir.path(),
@@ -200,6 +200,26 @@ impl Flow {
             self.vault_timeout,
             self.on_unknown_name,
         )
+    }
+
+    /// As [`Flow::config`], with verifiers; they trust the flow's root, as vaults and upstreams do.
+    pub fn config_with(&self, routes: Value, mut verifiers: Value) -> Config {
+        for verifier in verifiers
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|all| all.values_mut())
+        {
+            verifier["extra_roots"] = json!([self.dir.path().join("root.pem")]);
+        }
+        let mut document = document(
+            &self.auth0,
+            self.dir.path(),
+            routes,
+            self.vault_timeout,
+            self.on_unknown_name,
+        );
+        document["verifiers"] = verifiers;
+        parse(&document)
     }
 
     pub fn dial<'a>(&self, host: &'a str, alpn: &'a [&'a str]) -> Dial<'a> {
@@ -343,8 +363,18 @@ fn configuration(
     timeout: u64,
     unknown: &str,
 ) -> Config {
+    let mut document = document(auth0, dir, routes, timeout, unknown);
+    for (name, vault) in vaults.as_object().expect("vaults by name") {
+        let mut vault = vault.clone();
+        vault["extra_roots"] = document["upstream"]["extra_roots"].clone();
+        document["vaults"][name] = vault;
+    }
+    parse(&document)
+}
+
+fn document(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Value {
     let roots = json!([dir.join("root.pem")]);
-    let mut document = json!({
+    json!({
         "intercept": { "on_unknown_name": unknown },
         "vaults": { "main": {
             "kind": "auth0_token_vault",
@@ -356,12 +386,10 @@ fn configuration(
         } },
         "routes": routes,
         "upstream": { "extra_roots": roots },
-    });
-    for (name, vault) in vaults.as_object().expect("vaults by name") {
-        let mut vault = vault.clone();
-        vault["extra_roots"] = roots.clone();
-        document["vaults"][name] = vault;
-    }
+    })
+}
+
+fn parse(document: &Value) -> Config {
     let env = |name: &str| (name == "SECRET").then(|| CLIENT_SECRET.to_owned());
     Config::parse(&document.to_string(), Path::new("flow.yaml"), &env).expect("a configuration")
 }

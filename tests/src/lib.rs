@@ -8,6 +8,7 @@ pub mod flow;
 pub mod js;
 pub mod probe;
 pub mod process;
+pub mod provider;
 pub mod sandbox;
 pub mod sys;
 pub mod tools;

@@ -18,6 +18,7 @@ use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
 use crate::flows::Flows;
 use crate::hello::Caps;
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
@@ -28,6 +29,7 @@ use crate::snapshot::{Current, Snapshot};
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
+use crate::verify::Verifier;
 use crate::workload::Workloads;
 
 mod namespaces;
@@ -48,6 +50,16 @@ pub enum Error {
     Roots(#[from] roots::Error),
     #[error("vaults.{vault}.extra_roots")]
     VaultRoots { vault: Arc<str>, source: roots::Error },
+    #[error("verifiers.{verifier}.extra_roots")]
+    VerifierRoots {
+        verifier: Arc<str>,
+        source: roots::Error,
+    },
+    #[error("verifiers.{verifier}")]
+    Verifier {
+        verifier: Arc<str>,
+        source: https::Error,
+    },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
     #[error(transparent)]
@@ -308,10 +320,23 @@ fn snapshot(
         })?;
         vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
     }
+    let mut verifiers = HashMap::new();
+    for (name, verifier) in config.verifiers {
+        let roots = roots::compose(&verifier.extra_roots, own).map_err(|source| Error::VerifierRoots {
+            verifier: name.clone(),
+            source,
+        })?;
+        let made = Verifier::new(verifier.settings, Arc::new(roots)).map_err(|source| Error::Verifier {
+            verifier: name.clone(),
+            source,
+        })?;
+        verifiers.insert(name, Arc::new(made));
+    }
     let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
     Ok(Snapshot {
         routes: Routes::new(config.routes),
         vaults,
+        verifiers,
         on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
     })

@@ -28,6 +28,10 @@ pub enum Class {
     MissingToken,
     /// The credentials have the wrong form.
     InvalidToken,
+    /// The caller's token is good, but lacks a scope that the route's verifier asks for.
+    InsufficientScope,
+    /// The keys or the introspection by which tokens are verified cannot be had.
+    VerifierUnavailable,
     /// The vault refused the caller's token.
     ExchangeRefused,
     /// The caller's account is not connected to the provider (or has to be connected again).
@@ -67,9 +71,11 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::MissingToken,
         Self::InvalidToken,
+        Self::InsufficientScope,
+        Self::VerifierUnavailable,
         Self::ExchangeRefused,
         Self::ConnectionRequired,
         Self::AccessDenied,
@@ -94,6 +100,7 @@ impl Class {
         match self {
             Self::MissingToken
             | Self::InvalidToken
+            | Self::InsufficientScope
             | Self::ExchangeRefused
             | Self::ConnectionRequired
             | Self::AccessDenied
@@ -102,7 +109,8 @@ impl Class {
             | Self::BadRequest
             | Self::HeaderTooLarge => Fault::Caller,
             Self::Forbidden | Self::VaultCredentials => Fault::Operator,
-            Self::VaultInvalidResponse
+            Self::VerifierUnavailable
+            | Self::VaultInvalidResponse
             | Self::VaultRateLimited
             | Self::VaultUnavailable
             | Self::VaultTimeout => Fault::Vault,
@@ -119,6 +127,8 @@ impl Class {
         match self {
             Self::MissingToken => "unauthorized",
             Self::InvalidToken => "invalid_token",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::VerifierUnavailable => "verifier_unavailable",
             Self::ExchangeRefused => "token_exchange_failed",
             Self::ConnectionRequired => "connection_required",
             Self::AccessDenied => "access_denied",

@@ -15,6 +15,7 @@ use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
 use crate::token::settings::{Pacing, TokenVault};
 use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
+use crate::verify;
 
 mod builtin;
 mod check;
@@ -31,6 +32,7 @@ pub struct Config {
     /// Port of the agent's listeners, 127.34.67.1 and [::1]; 0 takes a free one.
     pub port: u16,
     pub vaults: BTreeMap<Arc<str>, VaultConfig>,
+    pub verifiers: BTreeMap<Arc<str>, VerifierConfig>,
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
@@ -56,6 +58,12 @@ pub struct Intercept {
 /// A vault's settings, with the files of its roots still to be read.
 pub struct VaultConfig {
     pub settings: VaultSettings,
+    pub extra_roots: Vec<PathBuf>,
+}
+
+/// A verifier's settings, with the files of its roots still to be read.
+pub struct VerifierConfig {
+    pub settings: verify::Settings,
     pub extra_roots: Vec<PathBuf>,
 }
 
@@ -155,6 +163,7 @@ impl Config {
                     extra_roots: Vec::new(),
                 },
             )]),
+            verifiers: BTreeMap::new(),
             routes: builtin::routes(&name),
             extra_roots: Vec::new(),
             socket: default_socket(),

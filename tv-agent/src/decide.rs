@@ -85,6 +85,7 @@ mod tests {
             vault: "main".into(),
             wanted: Arc::new(crate::policy::Wanted::connection("c")),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
             workloads: vec![],
         }]);

@@ -17,13 +17,13 @@ use tokio::task::JoinSet;
 use crate::body::Body;
 use crate::class::{Class, Refusal};
 use crate::flows::{Flow, Flows};
-use crate::inject::{self, Presented};
+use crate::inject;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::policy::{OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
-use crate::token::{Decision, Grant, Obtained, Tokens};
+use crate::token::{Decision, Tokens};
 use crate::tunnel;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
@@ -31,6 +31,8 @@ use crate::workload::Workload;
 mod form;
 mod obtain;
 mod record;
+mod swap;
+mod verify;
 
 use form::{check_form, is_grpc, upgrade_of};
 use obtain::Brought;
@@ -150,6 +152,8 @@ struct Outcome {
     result: &'static str,
     /// Where the token came from, when there was one.
     token: Option<&'static str>,
+    /// Who the caller is, when its token was verified.
+    identity: Option<String>,
     refused: Option<Refusal>,
 }
 
@@ -170,7 +174,11 @@ impl Session {
             head: method == Method::HEAD,
         };
         let expects = request.headers().contains_key(header::EXPECT);
-        let outcome = match self.answer(&snapshot, route, request, &mut body).await {
+        let mut identity = None;
+        let answered = self
+            .answer(&snapshot, route, request, &mut body, &mut identity)
+            .await;
+        let mut outcome = match answered {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 // A client that waits for 100 Continue must not be told to send what nobody wants.
@@ -181,22 +189,25 @@ impl Session {
                     response: respond::refuse(&refusal, asked),
                     result: refusal.class.label(),
                     token: None,
+                    identity: None,
                     refused: Some(refusal),
                 }
             }
         };
+        outcome.identity = identity;
         let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
         self.record(&name, &method, &path, &outcome, began.elapsed());
         outcome.response
     }
 
-    /// The script of one request: policy, credentials, exchange, injection, provider.
+    /// The script of one request: policy, credentials, verification, exchange, injection, provider.
     async fn answer(
         &self,
         snapshot: &Snapshot,
         route: Option<&Arc<Route>>,
         request: Request<()>,
         body: &mut Option<Incoming>,
+        identity: &mut Option<String>,
     ) -> Result<Outcome, Refusal> {
         check_form(&request, &self.target)?;
         let route = route.ok_or_else(|| {
@@ -208,7 +219,18 @@ impl Session {
         })?;
         let vault = snapshot.vault(&route.vault)?;
         let (mut head, ()) = request.into_parts();
-        let mut brought = Brought::take(&mut head, &self.target.host, route, vault, None)
+        let verified = match &route.verify {
+            // Without a verifier, what stands there is the vault's to judge.
+            None => verify::Tokens::default(),
+            Some(_) => {
+                let presented = inject::presented(&head.headers, &self.target.host);
+                let presented = presented.map_err(inject::Error::refusal)?;
+                verify::verify(snapshot, route, presented.as_ref(), &mut head.headers).await?
+            }
+        };
+        *identity = verified.identity().map(str::to_owned);
+        let claims = verified.access.as_ref().map(|token| &*token.claims);
+        let mut brought = Brought::take(&mut head, &self.target.host, route, vault, claims)
             .map_err(inject::Error::refusal)?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
@@ -222,15 +244,16 @@ impl Session {
                 return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
             }
             let request = Request::from_parts(head, brought.body(body));
-            let response = self.forward(snapshot, request).await?;
-            return Ok(Outcome {
-                response,
-                result: "passed_through",
-                token: None,
-                refused: None,
-            });
+            return self.unchanged(snapshot, request, "passed_through", None).await;
         }
-        if brought.decide(vault, None) == Decision::Keep {
+        if brought.decide(vault, claims) == Decision::Keep {
+            // Kong's way: it is a token for the target already, and the route's verifier has accepted it.
+            if claims.is_some() {
+                let request = Request::from_parts(head, brought.body(body));
+                return self
+                    .unchanged(snapshot, request, "forwarded", Some("callers"))
+                    .await;
+            }
             let text = format!(
                 "the vault {} exchanges no token like this one (its conditions under `when`), and nothing has \
                  verified it",
@@ -240,60 +263,6 @@ impl Session {
         }
         self.swap(snapshot, &brought, brought.grant(vault, route), head, body)
             .await
-    }
-
-    /// Obtains a token, puts it in the place of the caller's credentials and sends the request; a 401 from the
-    /// provider is tried once more with a fresh token, where there is no body that is gone.
-    async fn swap(
-        &self,
-        snapshot: &Snapshot,
-        brought: &Brought,
-        grant: Grant<'_>,
-        head: http::request::Parts,
-        body: &mut Option<Incoming>,
-    ) -> Result<Outcome, Refusal> {
-        let tokens = &self.exchange.tokens;
-        let presented = brought.presented.as_ref();
-        let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let body = brought.body(body);
-        let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
-        let response = self
-            .inject_and_forward(snapshot, head, body, presented, &obtained)
-            .await?;
-        let outcome = |response, obtained: &Obtained| Outcome {
-            response,
-            result: "forwarded",
-            token: Some(obtained.source.label()),
-            refused: None,
-        };
-        if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {
-            return Ok(outcome(response, &obtained));
-        }
-        let Some(head) = replay else {
-            return Ok(outcome(response, &obtained));
-        };
-        let fresh = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let response = self
-            .inject_and_forward(snapshot, head, Body::empty(), presented, &fresh)
-            .await?;
-        Ok(outcome(response, &fresh))
-    }
-
-    async fn inject_and_forward(
-        &self,
-        snapshot: &Snapshot,
-        mut head: http::request::Parts,
-        body: Body,
-        presented: Option<&Presented>,
-        obtained: &Obtained,
-    ) -> Result<Response<Body>, Refusal> {
-        inject::replace(&mut head, presented, &obtained.token).map_err(inject::Error::refusal)?;
-        let mut response = self.forward(snapshot, Request::from_parts(head, body)).await?;
-        let leaks = inject::scrub(response.headers_mut(), &obtained.token);
-        if leaks > 0 {
-            tracing::warn!(host = %self.target.host, leaks, "the provider repeated its token in response headers; they were dropped");
-        }
-        Ok(response)
     }
 
     async fn forward(

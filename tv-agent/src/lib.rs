@@ -30,6 +30,7 @@ pub mod hello;
 pub mod decide;
 pub mod tunnel;
 pub mod ca;
+pub mod verify;
 pub mod token;
 pub mod inject;
 pub mod upstream;

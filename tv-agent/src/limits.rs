@@ -105,3 +105,23 @@ pub const METADATA_FRESH_MAX: Duration = Duration::from_secs(24 * 3600);
 pub const METADATA_STALE: Duration = Duration::from_secs(3600);
 /// Deepest nesting of objects and arrays in tokens, JWKS and answers of an issuer.
 pub const JSON_DEPTH: usize = 16;
+/// Largest introspection answer that is read, bytes.
+pub const INTROSPECTION_BYTES: usize = 64 * 1024;
+/// One introspection call, connect to last byte; a failed one is repeated once.
+pub const INTROSPECTION_TIME: Duration = Duration::from_secs(5);
+/// Introspections that run at once, per verifier.
+pub const INTROSPECTIONS_AT_ONCE: usize = 64;
+/// How long an answer that a token is active is believed: a revoked token is refused after this.
+pub const INTROSPECTION_TTL: Duration = Duration::from_secs(60);
+/// How long an answer that a token is not active is believed.
+pub const INTROSPECTION_TTL_INACTIVE: Duration = Duration::from_secs(10);
+/// Introspection answers kept, per verifier.
+pub const INTROSPECTIONS_KEPT: u64 = 4096;
+/// Verified JWTs kept, per verifier, bytes of their text.
+pub const VERIFIED_BYTES: u64 = 8 * 1024 * 1024;
+/// How long a JWT's signature counts as verified, while the keys stay the same.
+pub const VERIFIED_TTL: Duration = Duration::from_secs(300);
+/// Latest time in a token, seconds since 1970 (the year 9999): beyond it is a mistake, milliseconds for instance.
+pub const TOKEN_TIME_MAX: u64 = 253_402_300_799;
+/// Longest identity that is taken from a claim, characters.
+pub const IDENTITY_CHARS: usize = 256;

@@ -14,7 +14,7 @@ mod keys;
 
 pub use discovery::Document;
 pub use fetch::{Fetched, Rejected, Unfetched};
-pub use json::{NotJson, object};
+pub use json::{NotJson, Object, object};
 pub use kept::{Kept, Times, Unavailable};
 pub use keys::{Key, KeySet, NoKey};
 

@@ -8,6 +8,10 @@ use http::HeaderName;
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+mod verify;
+
+pub use verify::{Channel, Verify};
+
 /// A host of a route: an exact name, or `*.` and a suffix that stands for one label or more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern {
@@ -139,6 +143,7 @@ pub struct Route {
     pub vault: Arc<str>,
     pub wanted: Arc<Wanted>,
     pub login_hint: Option<Hint>,
+    pub verify: Option<Verify>,
     pub on_missing_token: OnMissingToken,
     /// cgroup paths (`*` stands for one component or part of it, a pattern covers its subtree); empty: all.
     pub workloads: Vec<String>,
@@ -247,6 +252,7 @@ mod tests {
             vault: "main".into(),
             wanted: Arc::new(Wanted::connection(name)),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
             workloads: workloads.iter().map(|w| (*w).to_owned()).collect(),
         }

@@ -78,7 +78,8 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
         )),
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::UNAUTHORIZED && !asked.grpc {
+    let challenged = status == StatusCode::UNAUTHORIZED || refusal.class == Class::InsufficientScope;
+    if challenged && !asked.grpc {
         challenge(headers, refusal, asked.git);
     }
     if let Some(after) = refusal.retry_after {
@@ -146,7 +147,7 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
         | Class::ExchangeRefused
         | Class::ConnectionRequired
         | Class::InteractionRequired => (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED),
-        Class::Forbidden | Class::AccessDenied => {
+        Class::Forbidden | Class::AccessDenied | Class::InsufficientScope => {
             (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED)
         }
         Class::Misdirected => (
@@ -167,7 +168,7 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
             "connection_limit_reached",
             UNAVAILABLE,
         ),
-        Class::VaultUnavailable => (
+        Class::VaultUnavailable | Class::VerifierUnavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "destination_unavailable",
             UNAVAILABLE,
@@ -206,25 +207,30 @@ fn grpc(refusal: &Refusal, status: u8) -> Response<Body> {
 
 fn challenge(headers: &mut HeaderMap, refusal: &Refusal, git: bool) {
     // RFC 6750 §3.1: no error code when the request carried no credentials at all.
-    let bearer = if refusal.class == Class::MissingToken {
-        "Bearer realm=\"tv-agent\"".to_owned()
-    } else {
-        let claims = refusal.interaction.as_ref().and_then(|i| i.claims.as_deref());
-        // Microsoft's claims challenge: base64, since JSON's quotes cannot stand in a quoted string.
-        let (error, claims) = match claims {
-            Some(claims) => {
-                let claims = base64::engine::general_purpose::STANDARD.encode(claims);
-                ("insufficient_claims", format!(", claims=\"{claims}\""))
-            }
-            None => ("invalid_token", String::new()),
-        };
-        format!(
-            "Bearer realm=\"tv-agent\", error=\"{error}\", error_description=\"{}\"{claims}",
-            refusal.description.replace(['"', '\\'], "'")
-        )
+    let claims = refusal.interaction.as_ref().and_then(|i| i.claims.as_deref());
+    let error = match refusal.class {
+        Class::MissingToken => None,
+        Class::InsufficientScope => Some("insufficient_scope"),
+        // Microsoft's claims challenge.
+        _ if claims.is_some() => Some("insufficient_claims"),
+        _ => Some("invalid_token"),
     };
+    let bearer = error.map_or_else(
+        || "Bearer realm=\"tv-agent\"".to_owned(),
+        |error| {
+            let description = refusal.description.replace(['"', '\\'], "'");
+            // base64, since JSON's quotes cannot stand in a quoted string.
+            let claims = claims.map(|claims| base64::engine::general_purpose::STANDARD.encode(claims));
+            let claims = claims
+                .map(|claims| format!(", claims=\"{claims}\""))
+                .unwrap_or_default();
+            format!(
+                "Bearer realm=\"tv-agent\", error=\"{error}\", error_description=\"{description}\"{claims}"
+            )
+        },
+    );
     headers.append(WWW_AUTHENTICATE, text(&bearer));
-    if git {
+    if git && refusal.class != Class::InsufficientScope {
         headers.append(
             WWW_AUTHENTICATE,
             HeaderValue::from_static("Basic realm=\"tv-agent\""),
@@ -264,11 +270,11 @@ mod tests {
             | Class::ExchangeRefused
             | Class::ConnectionRequired
             | Class::InteractionRequired => 401,
-            Class::Forbidden | Class::AccessDenied => 403,
+            Class::Forbidden | Class::AccessDenied | Class::InsufficientScope => 403,
             Class::Misdirected => 421,
             Class::BadRequest => 400,
             Class::HeaderTooLarge => 431,
-            Class::VaultRateLimited | Class::VaultUnavailable => 503,
+            Class::VaultRateLimited | Class::VaultUnavailable | Class::VerifierUnavailable => 503,
             Class::VaultTimeout | Class::UpstreamTimeout => 504,
             Class::VaultCredentials | Class::VaultInvalidResponse | Class::UpstreamTls => 502,
             Class::UpstreamUnreachable | Class::UpstreamProtocol | Class::Internal => 502,

@@ -10,10 +10,12 @@ use crate::decide::OnUnknownName;
 use crate::policy::Routes;
 use crate::token::Vault;
 use crate::upstream::Upstreams;
+use crate::verify::Verifier;
 
 pub struct Snapshot {
     pub routes: Routes,
     pub vaults: HashMap<Arc<str>, Arc<Vault>>,
+    pub verifiers: HashMap<Arc<str>, Arc<Verifier>>,
     pub on_unknown_name: OnUnknownName,
     pub upstreams: Arc<Upstreams>,
 }
@@ -24,6 +26,13 @@ impl Snapshot {
         self.vaults
             .get(name)
             .ok_or_else(|| Refusal::new(Class::Internal, format!("the vault {name} is not loaded")))
+    }
+
+    /// The verifier that a route names; checked as well.
+    pub fn verifier(&self, name: &str) -> Result<&Arc<Verifier>, Refusal> {
+        self.verifiers
+            .get(name)
+            .ok_or_else(|| Refusal::new(Class::Internal, format!("the verifier {name} is not loaded")))
     }
 }
 

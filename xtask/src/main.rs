@@ -4,6 +4,7 @@ mod build;
 mod ci;
 mod demo;
 mod kernels;
+mod oidc;
 mod process;
 mod recipe;
 mod setup;
@@ -30,7 +31,11 @@ impl fmt::Display for Failed {
 type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
 
 const COMMANDS: &[Command] = &[
-    ("setup", "install what the kernel half's build needs", setup::run),
+    (
+        "setup",
+        "install what the kernel half's build and the flow tests need",
+        setup::run,
+    ),
     (
         "build",
         "[--release] build the kernel half, then the agent",

@@ -1,10 +1,10 @@
-//! `cargo xtask setup`: installs what the kernel half's build lacks, or names the commands that do.
+//! `cargo xtask setup`: installs what the kernel half's build and the flow tests lack, or names the commands that do.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::recipe::{self, LINKER_VERSION, LLVM_MAJOR, Missing};
-use crate::{Failed, Outcome, process, target};
+use crate::{Failed, Outcome, oidc, process, target};
 
 const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "libllvm22", "iproute2"];
 
@@ -27,6 +27,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     if !has("ip", "-V") {
         packages(&PACKAGES, &rustup())?;
     }
+    oidc::install()?;
     eprintln!("nothing is missing");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, build, kernels, process, root, target};
+use crate::{Failed, Outcome, build, kernels, oidc, process, root, target};
 
 /// A layer's name, what it is, and which tests of the workspace belong to it.
 type Layer = (&'static str, &'static str, &'static [&'static str]);
@@ -74,6 +74,9 @@ fn layers(arguments: &[String]) -> Outcome {
             continue;
         }
         eprintln!("\n== {name}: {what}");
+        if *name == "flow" {
+            oidc::install()?;
+        }
         let began = Instant::now();
         process::run(&mut cargo_test(tests))?;
         times.push(format!("{name} {:.0} s", began.elapsed().as_secs_f64()));

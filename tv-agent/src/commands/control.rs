@@ -107,6 +107,9 @@ fn flow_line(flow: &Flow) -> String {
             let _ = write!(line, "connection: {}", flow.outcome);
         }
     }
+    if let Some(identity) = &flow.identity {
+        let _ = write!(line, " as {identity}");
+    }
     if let Some(reason) = &flow.reason {
         let _ = write!(line, " ({reason})");
     }

@@ -43,6 +43,8 @@ struct RouteFacts {
     login_hint: Option<String>,
     /// Only tokens that meet the vault's conditions are exchanged.
     conditions: usize,
+    /// Which tokens of the caller are verified, and by what.
+    verify: Option<String>,
     on_missing_token: OnMissingToken,
     workloads: Vec<String>,
 }
@@ -163,6 +165,7 @@ fn facts(route: &Route, host: &HostName, settings: &VaultSettings) -> RouteFacts
         scope: wanted.scope.clone().or_else(|| default.scope.clone()),
         login_hint: route.login_hint.as_ref().map(ToString::to_string),
         conditions: settings.when.len(),
+        verify: route.verify.as_ref().map(ToString::to_string),
         on_missing_token: route.on_missing_token,
         workloads: route.workloads.clone(),
     }
@@ -183,6 +186,9 @@ fn text(explained: &Explained) -> String {
             OnMissingToken::Passthrough => "passed through",
         };
         // Writing to a String cannot fail.
+        if let Some(verify) = &route.verify {
+            let _ = writeln!(text, "  verifies the {verify}");
+        }
         let preset = route
             .preset
             .map(|preset| format!(", preset {preset}"))

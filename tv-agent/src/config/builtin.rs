@@ -84,6 +84,7 @@ pub fn routes(vault: &Arc<str>) -> Vec<Route> {
             vault: vault.clone(),
             wanted: Arc::new(Wanted::connection(*connection)),
             login_hint: None,
+            verify: None,
             on_missing_token: *on_missing_token,
             workloads: Vec::new(),
         })

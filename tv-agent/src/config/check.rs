@@ -9,6 +9,7 @@ use super::*;
 
 mod target;
 mod vault;
+mod verifier;
 
 pub struct Checker<'a> {
     pub file: &'a Path,
@@ -52,6 +53,11 @@ impl Checker<'_> {
             let name: Arc<str> = name.into();
             vaults.insert(name.clone(), self.vault(name, vault.value)?);
         }
+        let mut verifiers = BTreeMap::new();
+        for (name, verifier) in raw.verifiers {
+            let name: Arc<str> = name.into();
+            verifiers.insert(name.clone(), self.verifier(&name, verifier)?);
+        }
         let mut names = HashSet::new();
         let mut routes = Vec::new();
         for route in raw.routes {
@@ -64,12 +70,13 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &vaults)?);
+            routes.push(self.route(route.value, &vaults, &verifiers)?);
         }
         Ok(Config {
             intercept,
             port,
             vaults,
+            verifiers,
             routes,
             extra_roots: raw.upstream.extra_roots,
             socket: raw.admin.socket.unwrap_or_else(default_socket),
@@ -168,7 +175,12 @@ impl Checker<'_> {
         })
     }
 
-    fn route(&self, raw: raw::Route, vaults: &BTreeMap<Arc<str>, VaultConfig>) -> Result<Route, Error> {
+    fn route(
+        &self,
+        raw: raw::Route,
+        vaults: &BTreeMap<Arc<str>, VaultConfig>,
+        verifiers: &BTreeMap<Arc<str>, VerifierConfig>,
+    ) -> Result<Route, Error> {
         let name = &raw.name.value;
         let key = |rest: &str| format!("routes.{name}.{rest}");
         if name.is_empty() {
@@ -205,12 +217,17 @@ impl Checker<'_> {
                 "is no cgroup; allowed: a path below the cgroup2 mount, with * for part of a component";
             return Err(self.value(&key("workloads"), at, &at.value, problem));
         }
+        let verify = match &raw.verify {
+            Some(at) => Some(self.verify(&key("verify"), at, verifiers)?),
+            None => None,
+        };
         Ok(Route {
             name: name.as_str().into(),
             hosts,
             vault: vault.clone(),
             wanted: Arc::new(wanted),
             login_hint,
+            verify,
             on_missing_token: raw.on_missing_token,
             workloads: raw.workloads.into_iter().map(|at| at.value).collect(),
         })

@@ -10,8 +10,10 @@ use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
 
 pub mod vault;
+mod verifier;
 
 use vault::Vault;
+pub use verifier::*;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,7 @@ pub struct Raw {
     pub intercept: Intercept,
     pub listen: Listen,
     pub vaults: BTreeMap<String, Spanned<Vault>>,
+    pub verifiers: BTreeMap<String, Spanned<Verifier>>,
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
@@ -86,6 +89,7 @@ pub struct Route {
     pub resource: Option<Spanned<vault::OneOrMore>>,
     pub scope: Option<Spanned<String>>,
     pub login_hint: Option<Spanned<vault::Hint>>,
+    pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
     #[serde(default)]

@@ -142,7 +142,10 @@ impl Brought {
         };
         match claims {
             Some(claims) => token::decide(conditions, Some(claims)),
-            None => token::decide(conditions, presented.subject.jwt_claims_unverified().as_ref()),
+            None => {
+                let peeked = presented.subject.jwt_claims_unverified::<Claims>();
+                token::decide(conditions, peeked.ok().as_ref())
+            }
         }
     }
 

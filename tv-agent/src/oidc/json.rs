@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Number, Value};
 
 use crate::limits;
@@ -20,94 +21,110 @@ pub enum NotJson {
     Duplicate,
 }
 
+const DEEP: &str = "tv: too deep";
+const TWICE: &str = "tv: twice";
+const NO_OBJECT: &str = "tv: no object";
+
+impl NotJson {
+    /// What kept an [`Object`] from being read.
+    pub fn of(error: &serde_json::Error) -> Self {
+        match error.to_string() {
+            text if text.starts_with(DEEP) || text.starts_with("recursion limit") => Self::TooDeep,
+            text if text.starts_with(TWICE) => Self::Duplicate,
+            text if text.starts_with(NO_OBJECT) => Self::NotObject,
+            _ => Self::Syntax,
+        }
+    }
+}
+
 /// Parses one object. A member named twice is refused: two readers may take different ones (RFC 8259 §4).
 ///
 /// # Errors
 /// See [`NotJson`].
 pub fn object(bytes: &[u8]) -> Result<Map<String, Value>, NotJson> {
-    const DEEP: &str = "tv: too deep";
-    const TWICE: &str = "tv: twice";
+    match serde_json::from_slice(bytes) {
+        Ok(Object(members)) => Ok(members),
+        Err(error) => Err(NotJson::of(&error)),
+    }
+}
 
-    /// A value at this depth.
-    struct Strict(usize);
+/// What [`object`] gives, for parsers that call serde themselves.
+pub struct Object(pub Map<String, Value>);
 
-    impl<'de> DeserializeSeed<'de> for Strict {
-        type Value = Value;
-
-        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-            deserializer.deserialize_any(self)
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Strict(limits::JSON_DEPTH).deserialize(deserializer)? {
+            Value::Object(members) => Ok(Self(members)),
+            _ => Err(D::Error::custom(NO_OBJECT)),
         }
     }
+}
 
-    impl<'de> Visitor<'de> for Strict {
-        type Value = Value;
+/// A value that may have as many levels.
+struct Strict(usize);
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a JSON value")
-        }
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
 
-        fn visit_unit<E>(self) -> Result<Value, E> {
-            Ok(Value::Null)
-        }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-        fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-            Ok(value.into())
-        }
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
 
-        fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-            Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
-        }
-
-        fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_string<E>(self, value: String) -> Result<Value, E> {
-            Ok(value.into())
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
-            let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom(DEEP))?;
-            let mut all = Vec::new();
-            while let Some(value) = list.next_element_seed(Strict(below))? {
-                all.push(value);
-            }
-            Ok(all.into())
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-            let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom(DEEP))?;
-            let mut all = Map::new();
-            while let Some(name) = members.next_key::<String>()? {
-                let value = members.next_value_seed(Strict(below))?;
-                if all.insert(name, value).is_some() {
-                    return Err(A::Error::custom(TWICE));
-                }
-            }
-            Ok(all.into())
-        }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
     }
 
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict(limits::JSON_DEPTH)
-        .deserialize(&mut reader)
-        .and_then(|value| reader.end().map(|()| value))
-        .map_err(|error| match error.to_string() {
-            text if text.starts_with(DEEP) || text.starts_with("recursion limit") => NotJson::TooDeep,
-            text if text.starts_with(TWICE) => NotJson::Duplicate,
-            _ => NotJson::Syntax,
-        })?;
-    match value {
-        Value::Object(members) => Ok(members),
-        _ => Err(NotJson::NotObject),
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom(DEEP))?;
+        let mut all = Vec::new();
+        while let Some(value) = list.next_element_seed(Strict(below))? {
+            all.push(value);
+        }
+        Ok(all.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom(DEEP))?;
+        let mut all = Map::new();
+        while let Some(name) = members.next_key::<String>()? {
+            let value = members.next_value_seed(Strict(below))?;
+            if all.insert(name, value).is_some() {
+                return Err(A::Error::custom(TWICE));
+            }
+        }
+        Ok(all.into())
     }
 }
 
