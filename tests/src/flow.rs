@@ -142,6 +142,7 @@ impl Setup {
         let config = configuration(
             &auth0,
             dir.path(),
+            json!({}),
             routes(),
             self.vault_timeout,
             self.on_unknown_name,
@@ -184,13 +185,44 @@ pub struct Dial<'a> {
 impl Flow {
     /// The same agent's configuration with other routes, for a reload.
     pub fn config(&self, routes: Value) -> Config {
+        self.config_vaults(json!({}), routes)
+    }
+
+    /// The agent's directory, for the files that a configuration names.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// As [`Flow::config`], with further vaults, which trust what the first one trusts.
+    pub fn config_vaults(&self, vaults: Value, routes: Value) -> Config {
         configuration(
+            &self.auth0,
+            self.dir.path(),
+            vaults,
+            routes,
+            self.vault_timeout,
+            self.on_unknown_name,
+        )
+    }
+
+    /// As [`Flow::config`], with verifiers; they trust the flow's root, as vaults and upstreams do.
+    pub fn config_with(&self, routes: Value, mut verifiers: Value) -> Config {
+        for verifier in verifiers
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|all| all.values_mut())
+        {
+            verifier["extra_roots"] = json!([self.dir.path().join("root.pem")]);
+        }
+        let mut document = document(
             &self.auth0,
             self.dir.path(),
             routes,
             self.vault_timeout,
             self.on_unknown_name,
-        )
+        );
+        document["verifiers"] = verifiers;
+        parse(&document)
     }
 
     /// The id of a cgroup that the agent can see. Every other id is out of its sight.
@@ -351,9 +383,26 @@ impl OriginLookup for Records {
     }
 }
 
-fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Config {
+fn configuration(
+    auth0: &Auth0,
+    dir: &Path,
+    vaults: Value,
+    routes: Value,
+    timeout: u64,
+    unknown: &str,
+) -> Config {
+    let mut document = document(auth0, dir, routes, timeout, unknown);
+    for (name, vault) in vaults.as_object().expect("vaults by name") {
+        let mut vault = vault.clone();
+        vault["extra_roots"] = document["upstream"]["extra_roots"].clone();
+        document["vaults"][name] = vault;
+    }
+    parse(&document)
+}
+
+fn document(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Value {
     let roots = json!([dir.join("root.pem")]);
-    let document = json!({
+    json!({
         "intercept": { "on_unknown_name": unknown, "pod_facts": dir.join("pods") },
         "vaults": { "main": {
             "kind": "auth0_token_vault",
@@ -365,7 +414,10 @@ fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown
         } },
         "routes": routes,
         "upstream": { "extra_roots": roots },
-    });
+    })
+}
+
+fn parse(document: &Value) -> Config {
     let env = |name: &str| (name == "SECRET").then(|| CLIENT_SECRET.to_owned());
     Config::parse(&document.to_string(), Path::new("flow.yaml"), &env).expect("a configuration")
 }

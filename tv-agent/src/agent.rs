@@ -19,6 +19,7 @@ use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
 use crate::flows::Flows;
 use crate::hello::Caps;
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
@@ -32,6 +33,7 @@ use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::tunnel::Pipes;
 use crate::upstream::{Upstreams, roots};
+use crate::verify::Verifier;
 use crate::workload::{self, Workloads};
 
 mod ending;
@@ -55,6 +57,16 @@ pub enum Error {
     Roots(#[from] roots::Error),
     #[error("vaults.{vault}.extra_roots")]
     VaultRoots { vault: Arc<str>, source: roots::Error },
+    #[error("verifiers.{verifier}.extra_roots")]
+    VerifierRoots {
+        verifier: Arc<str>,
+        source: roots::Error,
+    },
+    #[error("verifiers.{verifier}")]
+    Verifier {
+        verifier: Arc<str>,
+        source: https::Error,
+    },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
     #[error(transparent)]
@@ -345,6 +357,18 @@ fn snapshot(
         })?;
         vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
     }
+    let mut verifiers = HashMap::new();
+    for (name, verifier) in config.verifiers {
+        let roots = roots::compose(&verifier.extra_roots, own).map_err(|source| Error::VerifierRoots {
+            verifier: name.clone(),
+            source,
+        })?;
+        let made = Verifier::new(verifier.settings, Arc::new(roots)).map_err(|source| Error::Verifier {
+            verifier: name.clone(),
+            source,
+        })?;
+        verifiers.insert(name, Arc::new(made));
+    }
     let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
     let scope = strays::Scope {
         ports: config.intercept.ports,
@@ -355,6 +379,7 @@ fn snapshot(
         scope: Arc::new(scope),
         routes: Routes::new(config.routes),
         vaults,
+        verifiers,
         on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
         pods: match config.intercept.pod_facts {

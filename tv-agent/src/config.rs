@@ -14,7 +14,9 @@ use crate::decide::OnUnknownName;
 use crate::limits;
 use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
-use crate::token::{ClientAuth, Encoding, VaultSettings};
+use crate::token::settings::{Pacing, TokenVault};
+use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
+use crate::verify;
 
 mod builtin;
 mod check;
@@ -34,6 +36,7 @@ pub struct Config {
     /// Time for what is open to finish when the agent stops or hands over.
     pub drain: Duration,
     pub vaults: BTreeMap<Arc<str>, VaultConfig>,
+    pub verifiers: BTreeMap<Arc<str>, VerifierConfig>,
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
@@ -61,6 +64,12 @@ pub struct Intercept {
 /// A vault's settings, with the files of its roots still to be read.
 pub struct VaultConfig {
     pub settings: VaultSettings,
+    pub extra_roots: Vec<PathBuf>,
+}
+
+/// A verifier's settings, with the files of its roots still to be read.
+pub struct VerifierConfig {
+    pub settings: verify::Settings,
     pub extra_roots: Vec<PathBuf>,
 }
 
@@ -137,16 +146,18 @@ impl Config {
         let name: Arc<str> = "main".into();
         let settings = VaultSettings {
             name: name.clone(),
+            kind: Kind::TokenVault(TokenVault::default()),
             token_endpoint,
+            discover: false,
             client_id,
-            client_secret: secret,
-            client_auth: ClientAuth::SecretPost,
+            client_auth: ClientAuth::SecretPost(secret),
             encoding: Encoding::Form,
             extra_roots: Vec::new(),
             timeout: limits::TOKEN_TIME,
-            requested_token_type: None,
             ttl_default: limits::TOKEN_TTL_DEFAULT,
             ttl_max: limits::TOKEN_TTL_MAX,
+            pacing: Pacing::default(),
+            when: Vec::new(),
         };
         Ok(Self {
             intercept: Intercept::default(),
@@ -159,6 +170,7 @@ impl Config {
                     extra_roots: Vec::new(),
                 },
             )]),
+            verifiers: BTreeMap::new(),
             routes: builtin::routes(&name),
             extra_roots: Vec::new(),
             socket: default_socket(),

@@ -85,8 +85,9 @@ mod tests {
             name: "r".into(),
             hosts: vec![HostPattern::parse(host).unwrap()],
             vault: "main".into(),
-            connection: "c".into(),
+            wanted: Arc::new(crate::policy::Wanted::connection("c")),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
             workloads,
         };

@@ -17,22 +17,26 @@ use tokio::task::JoinSet;
 use crate::body::Body;
 use crate::class::{Class, Refusal};
 use crate::flows::{Flow, Flows};
-use crate::inject::{self, Presented};
+use crate::inject;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::phase::{self, Phase};
 use crate::policy::{Found, OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
-use crate::token::{Grant, Obtained, Tokens};
+use crate::token::{Decision, Tokens};
 use crate::tunnel;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
 mod form;
+mod obtain;
 mod record;
+mod swap;
+mod verify;
 
 use form::{check_form, is_grpc, upgrade_of};
+use obtain::Brought;
 
 /// What all requests of all connections share.
 #[derive(Clone)]
@@ -162,6 +166,8 @@ struct Outcome {
     result: &'static str,
     /// Where the token came from, when there was one.
     token: Option<&'static str>,
+    /// Who the caller is, when its token was verified.
+    identity: Option<String>,
     refused: Option<Refusal>,
 }
 
@@ -180,13 +186,17 @@ impl Session {
             Found::Unsettled(_) | Found::Nothing => None,
         };
         let asked = Asked {
-            connection: route.map(|r| &*r.connection),
+            connection: route.and_then(|r| r.wanted.connection.as_deref()),
             grpc: is_grpc(&request),
             git: inject::speaks_git(&self.target.host),
             head: method == Method::HEAD,
         };
         let expects = request.headers().contains_key(header::EXPECT);
-        let outcome = match self.answer(&snapshot, route, request, &mut body).await {
+        let mut identity = None;
+        let answered = self
+            .answer(&snapshot, route, request, &mut body, &mut identity)
+            .await;
+        let mut outcome = match answered {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 // A client that waits for 100 Continue must not be told to send what nobody wants.
@@ -197,22 +207,25 @@ impl Session {
                     response: respond::refuse(&refusal, asked),
                     result: refusal.class.label(),
                     token: None,
+                    identity: None,
                     refused: Some(refusal),
                 }
             }
         };
+        outcome.identity = identity;
         let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
         self.record(&name, &method, &path, &outcome, began.elapsed());
         outcome.response
     }
 
-    /// The script of one request: policy, credentials, exchange, injection, provider.
+    /// The script of one request: policy, credentials, verification, exchange, injection, provider.
     async fn answer(
         &self,
         snapshot: &Snapshot,
         route: Option<&Arc<Route>>,
         request: Request<()>,
         body: &mut Option<Incoming>,
+        identity: &mut Option<String>,
     ) -> Result<Outcome, Refusal> {
         check_form(&request, &self.target)?;
         let route = route.ok_or_else(|| {
@@ -222,89 +235,52 @@ impl Session {
                 format!("no route names {} any more; connect again", self.target.host),
             )
         })?;
-        let presented =
-            inject::presented(request.headers(), &self.target.host).map_err(inject::Error::refusal)?;
+        let vault = snapshot.vault(&route.vault)?;
+        let (mut head, ()) = request.into_parts();
+        let verified = match &route.verify {
+            // Without a verifier, what stands there is the vault's to judge.
+            None => verify::Tokens::default(),
+            Some(_) => {
+                let presented = inject::presented(&head.headers, &self.target.host);
+                let presented = presented.map_err(inject::Error::refusal)?;
+                verify::verify(snapshot, route, presented.as_ref(), &mut head.headers).await?
+            }
+        };
+        *identity = verified.identity().map(str::to_owned);
+        let claims = verified.access.as_ref().map(|token| &*token.claims);
+        let mut brought = Brought::take(&mut head, &self.target.host, route, vault, claims)
+            .map_err(inject::Error::refusal)?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
             .prepare(&self.target, None)
             .await
             .map_err(|error| refusal_of(&error))?;
-        match presented {
-            None if route.on_missing_token == OnMissingToken::Passthrough => {
-                let request = request.map(|()| body.take().map_or_else(Body::empty, Body::passing));
-                let response = self.forward(snapshot, request).await?;
-                Ok(Outcome {
-                    response,
-                    result: "passed_through",
-                    token: None,
-                    refused: None,
-                })
+        brought.take_body(&mut head, vault, body).await?;
+        if brought.lacks_credentials(vault) {
+            if route.on_missing_token == OnMissingToken::Reject {
+                return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
             }
-            None => Err(Refusal::new(Class::MissingToken, "Authorization header required")),
-            Some(presented) => self.swap(snapshot, route, presented, request, body).await,
+            let request = Request::from_parts(head, brought.body(body));
+            return self.unchanged(snapshot, request, "passed_through", None).await;
         }
-    }
-
-    /// Replaces the subject token and sends the request; a 401 from the provider is tried once more with a
-    /// fresh token, where there is no body that is gone.
-    async fn swap(
-        &self,
-        snapshot: &Snapshot,
-        route: &Route,
-        presented: Presented,
-        request: Request<()>,
-        body: &mut Option<Incoming>,
-    ) -> Result<Outcome, Refusal> {
-        let vault = snapshot.vault(&route.vault)?;
-        let grant = Grant {
-            vault,
-            connection: &route.connection,
-            login_hint: route.login_hint.as_deref(),
-            subject: &presented.subject,
-        };
-        let tokens = &self.exchange.tokens;
-        let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let (head, ()) = request.into_parts();
-        let body = body.take().map_or_else(Body::empty, Body::passing);
-        let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
-        let response = self
-            .inject_and_forward(snapshot, head, body, &presented, &obtained)
-            .await?;
-        let outcome = |response, obtained: &Obtained| Outcome {
-            response,
-            result: "forwarded",
-            token: Some(obtained.source.label()),
-            refused: None,
-        };
-        if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {
-            return Ok(outcome(response, &obtained));
+        if brought.decide(vault, claims) == Decision::Keep {
+            // Kong's way: it is a token for the target already, and the route's verifier has accepted it.
+            if claims.is_some() {
+                let request = Request::from_parts(head, brought.body(body));
+                return self
+                    .unchanged(snapshot, request, "forwarded", Some("callers"))
+                    .await;
+            }
+            let text = format!(
+                "the vault {} exchanges no token like this one (its conditions under `when`), and nothing has \
+                 verified it",
+                route.vault
+            );
+            return Err(Refusal::new(Class::InvalidToken, text));
         }
-        let Some(head) = replay else {
-            return Ok(outcome(response, &obtained));
-        };
-        let fresh = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let response = self
-            .inject_and_forward(snapshot, head, Body::empty(), &presented, &fresh)
-            .await?;
-        Ok(outcome(response, &fresh))
-    }
-
-    async fn inject_and_forward(
-        &self,
-        snapshot: &Snapshot,
-        mut head: http::request::Parts,
-        body: Body,
-        presented: &Presented,
-        obtained: &Obtained,
-    ) -> Result<Response<Body>, Refusal> {
-        inject::replace(&mut head, presented, &obtained.token).map_err(inject::Error::refusal)?;
-        let mut response = self.forward(snapshot, Request::from_parts(head, body)).await?;
-        let leaks = inject::scrub(response.headers_mut(), &obtained.token);
-        if leaks > 0 {
-            tracing::warn!(host = %self.target.host, leaks, "the provider repeated its token in response headers; they were dropped");
-        }
-        Ok(response)
+        self.swap(snapshot, &brought, brought.grant(vault, route), head, body)
+            .await
     }
 
     async fn forward(

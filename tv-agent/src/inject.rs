@@ -13,6 +13,10 @@ use crate::class::{Class, Refusal};
 use crate::limits;
 use crate::secret::Secret;
 
+mod client;
+
+pub use client::{is_form, set_identity, take_client, take_client_from_form, take_header};
+
 /// The way in which the caller presented its token; the provider's goes out in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
@@ -45,13 +49,30 @@ pub enum Error {
     InAddress,
     #[error("the vault's token cannot stand in a header")]
     Unsendable,
+    #[error(
+        "the client credentials are incomplete, repeated or malformed; send id and secret once, by Basic or as \
+         parameters"
+    )]
+    Client,
+    #[error(
+        "the form is longer than {} bytes; send the client credentials by Basic",
+        limits::CREDENTIALS_BODY_BYTES
+    )]
+    FormTooLong,
+    #[error("a header that this route reads stands there more than once; send it once")]
+    RepeatedField,
+    #[error("a header that this route reads is no text")]
+    Field,
+    #[error("the user's identity cannot stand in a header")]
+    Identity,
 }
 
 impl Error {
     pub fn class(self) -> Class {
         match self {
             Self::Repeated | Self::Malformed | Self::Scheme | Self::TooLong => Class::InvalidToken,
-            Self::InAddress => Class::BadRequest,
+            Self::Client | Self::Identity => Class::InvalidToken,
+            Self::InAddress | Self::FormTooLong | Self::RepeatedField | Self::Field => Class::BadRequest,
             Self::Unsendable => Class::VaultInvalidResponse,
         }
     }
@@ -108,12 +129,25 @@ pub fn presented(headers: &HeaderMap, host: &HostName) -> Result<Option<Presente
     Ok(Some(presented))
 }
 
-/// Puts the provider's token where the subject token was, and removes every other copy of the latter.
+/// Puts the provider's token where the subject token was, and removes every other copy of the latter. Without a
+/// subject token it goes out as Bearer.
 ///
 /// # Errors
 /// When a copy stands where it cannot be removed (the address), or the new token cannot be sent.
-pub fn replace(head: &mut http::request::Parts, presented: &Presented, token: &Secret) -> Result<(), Error> {
-    let subject = presented.subject.expose();
+pub fn replace(
+    head: &mut http::request::Parts,
+    presented: Option<&Presented>,
+    token: &Secret,
+) -> Result<(), Error> {
+    let scheme = presented.map_or(Scheme::Bearer, |presented| presented.scheme);
+    if let Some(presented) = presented {
+        remove_copies(head, presented.subject.expose())?;
+    }
+    head.headers.insert(AUTHORIZATION, credentials(scheme, token)?);
+    Ok(())
+}
+
+fn remove_copies(head: &mut http::request::Parts, subject: &str) -> Result<(), Error> {
     if head
         .uri
         .path_and_query()
@@ -131,8 +165,6 @@ pub fn replace(head: &mut http::request::Parts, presented: &Presented, token: &S
     for name in copies {
         head.headers.remove(name);
     }
-    head.headers
-        .insert(AUTHORIZATION, credentials(presented.scheme, token)?);
     Ok(())
 }
 

@@ -35,6 +35,11 @@ pub struct ExchangeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VaultLabels {
+    pub vault: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CacheLabels {
     /// `hit`, `miss`, `negative_hit`, `refresh`, `evicted`.
     pub event: &'static str,
@@ -60,6 +65,8 @@ pub struct Metrics {
     pub request_seconds: Histogram,
     pub exchanges: Family<ExchangeLabels, Counter>,
     pub exchange_seconds: Histogram,
+    pub exchange_retries: Family<VaultLabels, Counter>,
+    pub breakers_open: Family<VaultLabels, Gauge>,
     pub cache: Family<CacheLabels, Counter>,
     pub upstream_connections: Counter,
     pub config_reloads: Family<ResultLabels, Counter>,
@@ -97,6 +104,8 @@ impl Metrics {
             request_seconds: seconds(),
             exchanges: Family::default(),
             exchange_seconds: seconds(),
+            exchange_retries: Family::default(),
+            breakers_open: Family::default(),
             cache: Family::default(),
             upstream_connections: Counter::default(),
             config_reloads: Family::default(),
@@ -145,6 +154,16 @@ impl Metrics {
             "Time of a call of a token endpoint",
             Unit::Seconds,
             metrics.exchange_seconds.clone(),
+        );
+        registry.register(
+            "token_exchange_retries",
+            "Calls of token endpoints that repeat a failed one",
+            metrics.exchange_retries.clone(),
+        );
+        registry.register(
+            "vault_circuit_open",
+            "1 while a failing token endpoint is left alone",
+            metrics.breakers_open.clone(),
         );
         registry.register("token_cache_events", "Token cache events", metrics.cache.clone());
         registry.register(
@@ -204,6 +223,19 @@ impl Metrics {
             })
             .inc();
         self.exchange_seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn exchange_retry(&self, vault: &Arc<str>) {
+        let vault = vault.clone();
+        self.exchange_retries.get_or_create(&VaultLabels { vault }).inc();
+    }
+
+    /// The circuit breaker of a vault opened or closed.
+    pub fn breaker(&self, vault: &Arc<str>, open: bool) {
+        let vault = vault.clone();
+        self.breakers_open
+            .get_or_create(&VaultLabels { vault })
+            .set(i64::from(open));
     }
 
     pub fn cache_event(&self, event: &'static str) {

@@ -11,11 +11,13 @@ use crate::policy::Routes;
 use crate::strays::Scope;
 use crate::token::Vault;
 use crate::upstream::Upstreams;
+use crate::verify::Verifier;
 use crate::workload::PodFacts;
 
 pub struct Snapshot {
     pub routes: Routes,
     pub vaults: HashMap<Arc<str>, Arc<Vault>>,
+    pub verifiers: HashMap<Arc<str>, Arc<Verifier>>,
     pub on_unknown_name: OnUnknownName,
     pub upstreams: Arc<Upstreams>,
     /// What should be captured.
@@ -30,6 +32,13 @@ impl Snapshot {
         self.vaults
             .get(name)
             .ok_or_else(|| Refusal::new(Class::Internal, format!("the vault {name} is not loaded")))
+    }
+
+    /// The verifier that a route names; checked as well.
+    pub fn verifier(&self, name: &str) -> Result<&Arc<Verifier>, Refusal> {
+        self.verifiers
+            .get(name)
+            .ok_or_else(|| Refusal::new(Class::Internal, format!("the verifier {name} is not loaded")))
     }
 }
 

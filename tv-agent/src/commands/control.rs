@@ -124,6 +124,9 @@ fn flow_line(flow: &Flow) -> String {
         _ => flow.outcome.clone(),
     };
     // Writing to a String cannot fail.
+    if let Some(identity) = &flow.identity {
+        let _ = write!(what, " as {identity}");
+    }
     if let Some(reason) = &flow.reason {
         let _ = write!(what, " ({reason})");
     }

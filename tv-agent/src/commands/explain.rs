@@ -10,8 +10,12 @@ use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
 use crate::config::{Config, Intercept};
-use crate::policy::{Found, OnMissingToken, Route, Routes, Verdict, covers};
+use crate::policy::{Found, Route, Routes, Verdict, covers};
 use crate::workload::{Cgroup, Directory, Pod, PodFacts as _, Workload};
+
+mod route;
+
+use route::RouteFacts;
 
 #[derive(Serialize)]
 struct Explained {
@@ -25,18 +29,6 @@ struct Explained {
     selectors: Vec<Selected>,
     /// Addresses that the host has now, and whether connections to each are redirected.
     addresses: Vec<Address>,
-}
-
-#[derive(Serialize)]
-struct RouteFacts {
-    name: String,
-    matched: String,
-    vault: String,
-    token_endpoint: String,
-    connection: String,
-    login_hint: Option<String>,
-    on_missing_token: OnMissingToken,
-    workloads: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -120,28 +112,10 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
             }
         })
         .collect();
-    let endpoints: std::collections::BTreeMap<_, _> = config
-        .vaults
-        .iter()
-        .map(|(name, v)| (name.clone(), v.settings.token_endpoint.to_string()))
-        .collect();
+    let vaults = config.vaults;
     let routes = Routes::new(config.routes);
     let found = routes.find(host, caller);
-    let facts = |route: &Route| RouteFacts {
-        name: route.name.to_string(),
-        matched: route
-            .hosts
-            .iter()
-            .find(|h| h.matches(host))
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        vault: route.vault.to_string(),
-        token_endpoint: endpoints.get(&route.vault).cloned().unwrap_or_default(),
-        connection: route.connection.to_string(),
-        login_hint: route.login_hint.as_deref().map(str::to_owned),
-        on_missing_token: route.on_missing_token,
-        workloads: route.workloads.iter().map(ToString::to_string).collect(),
-    };
+    let facts = |route: &Route| Some(RouteFacts::new(route, host, &vaults.get(&route.vault)?.settings));
     let (decision, why) = match (found, enrolled) {
         (_, Some(false)) => (
             "native",
@@ -150,7 +124,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
         ),
         (Found::Route(route), _) => (
             "terminate",
-            format!("route {} names it ({})", route.name, facts(route).matched),
+            format!("route {} names it ({})", route.name, route::pattern(route, host)),
         ),
         (Found::Unsettled(route), None) if caller.pod.is_none() && caller.uid.is_none() => (
             "depends",
@@ -179,7 +153,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
         decision,
         why,
         route: match found {
-            Found::Route(route) | Found::Unsettled(route) => Some(facts(route)),
+            Found::Route(route) | Found::Unsettled(route) => facts(route),
             Found::Nothing => None,
         },
         selectors: selectors(&routes, host, caller),
@@ -217,17 +191,7 @@ fn redirected(intercept: &Intercept, address: IpAddr) -> (bool, String) {
 fn text(explained: &Explained) -> String {
     let mut text = format!("{}: {} — {}\n", explained.host, explained.decision, explained.why);
     if let Some(route) = &explained.route {
-        let missing = match route.on_missing_token {
-            OnMissingToken::Reject => "refused with 401",
-            OnMissingToken::Passthrough => "passed through",
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  vault {} at {}", route.vault, route.token_endpoint);
-        let _ = writeln!(text, "  connection {}", route.connection);
-        if let Some(hint) = &route.login_hint {
-            let _ = writeln!(text, "  login_hint {hint}");
-        }
-        let _ = writeln!(text, "  a request without a token is {missing}");
+        text.push_str(&route.text());
     }
     for Selected {
         route,

@@ -10,12 +10,19 @@ use super::workloads;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
 
+pub mod vault;
+mod verifier;
+
+use vault::Vault;
+pub use verifier::*;
+
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
     pub intercept: Intercept,
     pub listen: Listen,
     pub vaults: BTreeMap<String, Spanned<Vault>>,
+    pub verifiers: BTreeMap<String, Spanned<Verifier>>,
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
@@ -66,46 +73,6 @@ pub struct Listen {
     pub drain_seconds: Option<Spanned<u64>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Vault {
-    pub kind: Spanned<Kind>,
-    pub domain: Option<Spanned<String>>,
-    pub token_endpoint: Option<Spanned<String>>,
-    pub client_id: Spanned<String>,
-    pub client_auth: ClientAuth,
-    #[serde(default)]
-    pub encoding: Encoding,
-    pub timeout_seconds: Option<Spanned<u64>>,
-    pub requested_token_type: Option<String>,
-    #[serde(default)]
-    pub extra_roots: Vec<PathBuf>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    Auth0TokenVault,
-    TokenExchange,
-    OnBehalfOf,
-    ClientCredentials,
-    JwtSigner,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientAuth {
-    pub method: Method,
-    pub secret: Spanned<SecretSource>,
-}
-
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    ClientSecretPost,
-    ClientSecretBasic,
-}
-
 /// Where a secret comes from; never the secret itself.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
@@ -114,22 +81,18 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
-#[derive(Deserialize, Clone, Copy, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum Encoding {
-    #[default]
-    Form,
-    Json,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub name: Spanned<String>,
     pub hosts: Vec<Spanned<String>>,
     pub vault: Spanned<String>,
-    pub connection: Spanned<String>,
-    pub login_hint: Option<String>,
+    pub connection: Option<Spanned<String>>,
+    pub audience: Option<Spanned<vault::OneOrMore>>,
+    pub resource: Option<Spanned<vault::OneOrMore>>,
+    pub scope: Option<Spanned<String>>,
+    pub login_hint: Option<Spanned<vault::Hint>>,
+    pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
     #[serde(default)]

@@ -3,6 +3,8 @@
 use super::*;
 use crate::policy::OnMissingToken;
 
+mod vaults;
+
 const GOOD: &str = r#"
 intercept:
   cgroups: ["/kubepods.slice", "/system.slice/billing.service/"]
@@ -52,7 +54,7 @@ fn a_whole_file_is_understood() {
         vault.token_endpoint.as_str(),
         "https://tenant.eu.auth0.com/oauth/token"
     );
-    assert_eq!(vault.client_secret.len(), 6);
+    assert!(matches!(&vault.client_auth, ClientAuth::SecretBasic(secret) if secret.len() == 6));
     assert_eq!(config.routes[1].on_missing_token, OnMissingToken::Passthrough);
     assert_eq!(
         config.subtrees(),
@@ -135,7 +137,7 @@ fn each_mistake_names_line_key_value_and_remedy() {
         (
             "    domain: tenant.eu.auth0.com\n",
             "",
-            &["vaults.main", "neither domain nor token_endpoint"],
+            &["vaults.main", "neither domain, token_endpoint nor issuer"],
         ),
         ("    client_id: id\n", "", &["client_id"]),
         (
@@ -219,7 +221,12 @@ fn three_variables_are_enough() {
     let config = Config::from_env(&all).unwrap();
     let endpoint = config.vaults["main"].settings.token_endpoint.as_str();
     assert_eq!(endpoint, "https://auth0-domain.example/oauth/token");
-    assert!(config.routes.iter().any(|r| &*r.connection == "google-oauth2"));
+    assert!(
+        config
+            .routes
+            .iter()
+            .any(|r| r.wanted.connection.as_deref() == Some("google-oauth2"))
+    );
     let error = Config::from_env(&|name| all(name).filter(|_| name != "AUTH0_CLIENT_ID"))
         .err()
         .unwrap();
@@ -246,7 +253,7 @@ fn the_built_in_table_covers_the_plugins() {
         let crate::policy::Found::Route(route) = routes.find(&host, &caller) else {
             panic!("no route names {host}");
         };
-        assert_eq!(&*route.connection, connection);
+        assert_eq!(route.wanted.connection.as_deref(), Some(connection));
     }
 }
 

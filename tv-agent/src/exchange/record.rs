@@ -43,6 +43,7 @@ impl Session {
                     route = &**route,
                     %method,
                     path,
+                    identity = outcome.identity.as_deref(),
                     result = outcome.result,
                     token = outcome.token.unwrap_or("none"),
                     status,
@@ -55,6 +56,7 @@ impl Session {
         self.exchange.flows.note(Flow {
             kind: "request".to_owned(),
             route: Some(route.to_string()),
+            identity: outcome.identity.clone(),
             outcome: outcome.result.to_owned(),
             reason: outcome
                 .refused

@@ -74,7 +74,7 @@ fn every_copy_of_the_subject_token_goes() {
         .unwrap();
     let (mut head, ()) = request.into_parts();
     let given = presented(&head.headers, &host("a.example")).unwrap().unwrap();
-    replace(&mut head, &given, &Secret::new("gho_provider".into())).unwrap();
+    replace(&mut head, Some(&given), &Secret::new("gho_provider".into())).unwrap();
     let left: Vec<_> = head
         .headers
         .iter()
@@ -92,7 +92,7 @@ fn every_copy_of_the_subject_token_goes() {
         .parse()
         .unwrap();
     assert_eq!(
-        replace(&mut head, &given, &Secret::new("gho_provider".into())),
+        replace(&mut head, Some(&given), &Secret::new("gho_provider".into())),
         Err(Error::InAddress)
     );
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
-use super::exchange::{GRANT_TYPE, SUBJECT_TOKEN_TYPE};
+use super::request::{self, Missing, Value};
 use super::response::Granted;
 use super::{Grant, VaultSettings};
 use crate::limits;
@@ -19,29 +19,44 @@ use crate::secret::Secret;
 
 /// Everything that decides which token a vault gives, hashed: equal keys, equal answers.
 ///
-/// The client secret is left out: a rotated one gets the same tokens, and refusals live for seconds.
+/// Made of the very parameters that would be sent. Our own client's secret is left out: a rotated one gets the
+/// same tokens, and refusals live for seconds. A caller's is in: a wrong one must not find a right one's token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key([u8; 32]);
 
 impl Key {
-    pub fn of(grant: &Grant<'_>) -> Self {
+    /// # Errors
+    /// When the grant lacks what its vault needs.
+    pub fn of(grant: &Grant<'_>, own: bool) -> Result<Self, Missing> {
         let settings = grant.vault.settings();
+        let list = request::parameters(&settings.kind, &grant.ask(own))?;
         let mut hash = Sha256::new();
-        let mut field = |text: &str| {
+        let field = |hash: &mut Sha256, text: &str| {
             hash.update((text.len() as u64).to_be_bytes());
             hash.update(text);
         };
-        field(settings.token_endpoint.as_str());
-        field(&settings.client_id);
-        field(GRANT_TYPE);
-        field(SUBJECT_TOKEN_TYPE);
-        field(settings.requested_token_type());
-        field(grant.connection);
-        // An empty hint is not the same as none.
-        field(if grant.login_hint.is_some() { "hint" } else { "" });
-        field(grant.login_hint.unwrap_or_default());
-        grant.subject.digest_into(&mut hash);
-        Self(hash.finalize().into())
+        field(&mut hash, settings.token_endpoint.as_str());
+        field(&mut hash, &settings.client_id);
+        if let Some(client) = grant.client {
+            field(&mut hash, "client");
+            field(&mut hash, &client.id);
+            client.secret.digest_into(&mut hash);
+        }
+        for (name, value) in list {
+            field(&mut hash, name);
+            match value {
+                Value::Text(text) => field(&mut hash, text),
+                Value::Secret(secret) => secret.digest_into(&mut hash),
+                // The signature differs each time; what is signed decides.
+                Value::Signed(worker, user) => {
+                    field(&mut hash, user);
+                    field(&mut hash, &worker.audit_context);
+                    field(&mut hash, if worker.organization.is_some() { "org" } else { "" });
+                    field(&mut hash, worker.organization.as_deref().unwrap_or_default());
+                }
+            }
+        }
+        Ok(Self(hash.finalize().into()))
     }
 }
 

@@ -1,0 +1,102 @@
+//! The verify step of a request: the caller's tokens, by the verifiers that the route names.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+
+use crate::class::{Class, Refusal};
+use crate::inject::Presented;
+use crate::policy::{OnMissingToken, Route, Verify};
+use crate::secret::Secret;
+use crate::snapshot::Snapshot;
+use crate::verify::Verified;
+
+/// What was verified of a request. Empty where the route verifies nothing.
+#[derive(Default)]
+pub(super) struct Tokens {
+    pub access: Option<Verified>,
+    pub channel: Option<Verified>,
+}
+
+impl Tokens {
+    /// Who the caller is: by the access token, else by the channel token.
+    pub fn identity(&self) -> Option<&str> {
+        let mut tokens = self.access.iter().chain(&self.channel);
+        tokens.find_map(|token| token.identity.as_deref())
+    }
+}
+
+/// Verifies what the route demands, and takes the channel token off `headers`.
+///
+/// # Errors
+/// When a token is missing or not accepted, or cannot be checked now: nothing goes on unverified.
+pub(super) async fn verify(
+    snapshot: &Snapshot,
+    route: &Route,
+    presented: Option<&Presented>,
+    headers: &mut HeaderMap,
+) -> Result<Tokens, Refusal> {
+    let Some(wanted) = &route.verify else {
+        return Ok(Tokens::default());
+    };
+    let channel = channel(wanted, headers)?;
+    let access = presented.map(|presented| presented.subject.clone());
+    if access.is_none() && !wanted.optional && route.on_missing_token == OnMissingToken::Passthrough {
+        return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
+    }
+    Ok(Tokens {
+        access: check(snapshot, &wanted.access, access, "access token").await?,
+        channel: match &wanted.channel {
+            Some(wanted) => check(snapshot, &wanted.verifier, channel, "channel token").await?,
+            None => None,
+        },
+    })
+}
+
+async fn check(
+    snapshot: &Snapshot,
+    verifier: &str,
+    token: Option<Arc<Secret>>,
+    what: &str,
+) -> Result<Option<Verified>, Refusal> {
+    let Some(token) = token else { return Ok(None) };
+    let checked = snapshot.verifier(verifier)?.check(&token).await;
+    checked.map(Some).map_err(|error| error.refusal(what))
+}
+
+/// The channel token, with or without a scheme before it.
+fn channel(wanted: &Verify, headers: &mut HeaderMap) -> Result<Option<Arc<Secret>>, Refusal> {
+    let Some(channel) = &wanted.channel else {
+        return Ok(None);
+    };
+    let invalid = |text: &str| {
+        Refusal::new(
+            Class::InvalidToken,
+            format!("The header {} {text}", channel.header),
+        )
+    };
+    let mut values = headers.get_all(&channel.header).iter();
+    let (value, more) = (values.next().cloned(), values.next().is_some());
+    headers.remove(&channel.header);
+    let Some(value) = value else {
+        return if channel.optional {
+            Ok(None)
+        } else {
+            let text = format!("The header {} with the channel token is required", channel.header);
+            Err(Refusal::new(Class::MissingToken, text))
+        };
+    };
+    if more {
+        return Err(invalid("is there more than once; send one"));
+    }
+    let text = value.to_str().map_err(|_| invalid("is no visible ASCII"))?.trim();
+    let token = match text.split_once(' ') {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer") => rest.trim_start(),
+        Some(_) => return Err(invalid("is not of the form 'Bearer <token>' or '<token>'")),
+        None => text,
+    };
+    if token.is_empty() {
+        return Err(invalid("is empty"));
+    }
+    Ok(Some(Arc::new(Secret::new(token.to_owned()))))
+}
