@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, Once};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::Request;
+use jsonwebtoken::Algorithm;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tracing::field::{Field, Visit};
 use tracing::span;
 use tv_tests::fakes::auth0::Mode;
+use tv_tests::fakes::idp::{INTROSPECTION, Idp, Reply, SigningKey};
 use tv_tests::fakes::oauth::{Call, TokenServer, Verdict, dialect};
 use tv_tests::fakes::origin::Site;
 use tv_tests::fakes::pki::Flaw;
@@ -440,4 +442,80 @@ async fn no_secret_of_the_other_kinds_shows() {
     canaries.push("provider-token-of-the-canary-0001");
     seen.check(&flow, &canaries);
     HERE.set(None);
+}
+
+#[tokio::test]
+async fn no_token_shows_when_it_is_verified() {
+    const OPAQUE: &str = "CANARY-opaque-token-0123456789-0123456789";
+    const INACTIVE: &str = "CANARY-inactive-token-0123456789-0123456789";
+    let mut seen = Seen::start();
+    let flow = Setup::default().start().await;
+    let key = SigningKey::new("k", Algorithm::ES256);
+    let idp = Idp::start(&flow.pki, &[&key]).unwrap();
+    let asks = json!({
+        "client_id": "agent",
+        "client_auth": { "method": "client_secret_post", "secret": { "env": "SECRET" } },
+    });
+    let verifiers = json!({ "corp": { "issuer": idp.issuer(), "introspection": asks } });
+    let routes = json!([
+        { "name": "example", "hosts": ["*.example.test"], "vault": "main", "connection": "example",
+          "verify": { "access": "corp", "channel": { "verifier": "corp", "header": "x-channel", "optional": true } } },
+    ]);
+    flow.agent.reload(flow.config_with(routes, verifiers)).unwrap();
+    flow.auth0.connect(OPAQUE, "example", PROVIDER, 3600);
+    let jwt = key.sign(&json!({ "iss": idp.issuer(), "exp": 1 }));
+    let mut caller = flow.h1(HOST).await;
+    let mut statuses = vec![];
+    for (reply, token, channel) in [
+        (
+            Reply::Json(json!({ "active": true, "token": OPAQUE })),
+            OPAQUE,
+            None,
+        ),
+        (
+            Reply::Json(json!({ "active": false, "token": INACTIVE })),
+            INACTIVE,
+            None,
+        ),
+        (
+            Reply::Status(401),
+            "CANARY-third-token-0123456789-0123456789",
+            None,
+        ),
+        (
+            Reply::Redirect(format!("https://evil.test/?t={INACTIVE}")),
+            "CANARY-fourth-token-0123456789",
+            None,
+        ),
+        (
+            Reply::Bytes(INACTIVE.into()),
+            "CANARY-fifth-token-0123456789",
+            None,
+        ),
+        (Reply::Status(500), jwt.as_str(), None),
+        (Reply::Status(500), OPAQUE, Some(jwt.as_str())),
+        (
+            Reply::Status(500),
+            OPAQUE,
+            Some("CANARY-channel-token-0123456789 x"),
+        ),
+    ] {
+        idp.set(INTROSPECTION, reply);
+        let mut request = caller
+            .bare("GET", "/bytes/1")
+            .header("authorization", format!("Bearer {token}"));
+        if let Some(channel) = channel {
+            request = request.header("x-channel", channel);
+        }
+        statuses.push(seen.ask(&mut caller, request.body(empty()).unwrap()).await);
+    }
+    assert_eq!(statuses, [200, 401, 502, 503, 503, 401, 401, 401]);
+    let (_, signature) = jwt.rsplit_once('.').unwrap();
+    seen.check(
+        &flow,
+        &[OPAQUE, INACTIVE, CLIENT_SECRET, &jwt, signature, PROVIDER],
+    );
+    for tail in ["third", "fourth", "fifth", "channel"] {
+        seen.check(&flow, &[&format!("CANARY-{tail}-token-0123456789")]);
+    }
 }

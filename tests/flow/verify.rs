@@ -583,6 +583,45 @@ async fn opaque_tokens_are_asked_about() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_issuer_is_asked_about_few_tokens_at_once() {
+    let world = World::new();
+    let slow = Reply::Slow(Duration::from_secs(60), Box::new(Reply::Status(500)));
+    world.idp.set(INTROSPECTION, slow);
+    let verifier = Arc::new(world.verifier(json!({ "introspection": { "timeout_seconds": 2 } })));
+    let asked = limits::INTROSPECTIONS_AT_ONCE + 20;
+    let all: Vec<_> = (0..asked)
+        .map(|n| {
+            let verifier = verifier.clone();
+            tokio::spawn(async move { refusal(&verifier, format!("opaque-{n}")).await })
+        })
+        .collect();
+    let mut busy = 0;
+    for one in all {
+        let (class, text) = one.await.unwrap();
+        assert_eq!(class, Class::VerifierUnavailable);
+        busy += usize::from(text.contains("too many tokens are being asked about"));
+    }
+    let calls = world.idp.calls(INTROSPECTION).len();
+    assert!(busy > 0, "{calls} calls");
+    // Each that had its turn was repeated once.
+    assert!(calls <= 2 * (asked - busy), "{calls} calls, {busy} turned away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_check_says_of_a_verifier() {
+    let world = World::new();
+    let reached = world
+        .verifier(json!({ "introspection": {} }))
+        .reach()
+        .await
+        .unwrap();
+    assert_eq!(reached, format!("asks {}, 2 keys", world.idp.url(INTROSPECTION)));
+    world.idp.set(JWKS, Reply::Status(503));
+    let why = world.verifier(json!({})).reach().await.unwrap_err();
+    assert!(why.contains("answered 503"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_jwt_inside_the_answer_is_verified_too() {
     let world = World::new();
     let answer = |inner: Value| {

@@ -148,7 +148,7 @@ pub const INTROSPECTION_TTL: Duration = Duration::from_secs(60);
 pub const INTROSPECTION_TTL_INACTIVE: Duration = Duration::from_secs(10);
 /// Introspection answers kept, per verifier.
 pub const INTROSPECTIONS_KEPT: u64 = 4096;
-/// Verified JWTs kept, per verifier, bytes of their text.
+/// Verified JWTs kept, per verifier, bytes (estimated).
 pub const VERIFIED_BYTES: u64 = 8 * 1024 * 1024;
 /// How long a JWT's signature counts as verified, while the keys stay the same.
 pub const VERIFIED_TTL: Duration = Duration::from_secs(300);

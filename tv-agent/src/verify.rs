@@ -120,6 +120,30 @@ impl Verifier {
         &self.settings.name
     }
 
+    /// Whether its keys, or the address to ask, can be had; what there is. For `check`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn reach(&self) -> Result<String, String> {
+        let mut found = Vec::new();
+        if let Some(how) = &self.introspector {
+            let endpoint = how.endpoint().await.map_err(|fault| fault.to_string())?;
+            found.push(format!("asks {endpoint}"));
+        }
+        let always = self.introspector.as_ref().is_some_and(|how| how.settings.always);
+        if let (Some(issuer), true, false) = (&self.issuer, self.settings.verify_signature, always) {
+            let keys = issuer
+                .keys()
+                .await
+                .map_err(|unavailable| unavailable.to_string())?;
+            found.push(format!("{} keys", keys.len()));
+        }
+        if self.settings.hs_secret.is_some() {
+            found.push("a shared secret".to_owned());
+        }
+        Ok(found.join(", "))
+    }
+
     /// Checks one token. Cancel-safe; waits at most for two fetches and two calls of the issuer.
     ///
     /// # Errors
@@ -209,7 +233,8 @@ impl Verifier {
         let seen = Seen {
             claims: claims.into(),
             keys,
-            bytes: u32::try_from(token.len()).unwrap_or(u32::MAX),
+            // Its claims, taken apart, are larger than its text.
+            bytes: u32::try_from(2 * token.len() + 1024).unwrap_or(u32::MAX),
         };
         self.seen.insert(key, seen.clone());
         Ok(seen.claims)

@@ -165,7 +165,7 @@ impl Introspector {
         outcome.inspect_err(|cause| tracing::warn!(%endpoint, %cause, "token introspection failed"))
     }
 
-    async fn endpoint(&self) -> Result<Url, Fault> {
+    pub(super) async fn endpoint(&self) -> Result<Url, Fault> {
         if let Some(endpoint) = &self.settings.endpoint {
             return Ok(endpoint.clone());
         }
