@@ -86,6 +86,7 @@ mod tests {
             connection: "c".into(),
             login_hint: None,
             on_missing_token: OnMissingToken::Reject,
+            credentials: Default::default(),
             workloads: vec![],
         }]);
         let workload = Workload {

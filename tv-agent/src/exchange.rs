@@ -2,7 +2,7 @@
 //!
 //! `serve` speaks HTTP with the workload; `Session::answer` is the script of one request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
@@ -17,19 +17,19 @@ use tokio::task::JoinSet;
 use crate::body::Body;
 use crate::class::{Class, Refusal};
 use crate::flows::{Flow, Flows};
-use crate::inject::{self, Presented};
+use crate::inject::{self, Presented, purge};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::policy::{OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot};
 use crate::token::{Grant, Obtained, Tokens};
-use crate::tunnel;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
 mod form;
 mod record;
+mod upgrade;
 
 use form::{check_form, is_grpc, upgrade_of};
 
@@ -159,8 +159,9 @@ impl Session {
         let (head, body) = request.into_parts();
         let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
-        let path = inject::loggable_path(request.uri(), request.headers());
         let route = snapshot.routes.find(&self.target.host, &self.workload);
+        let known = route.map(|route| &route.credentials);
+        let path = inject::loggable_path(request.uri(), request.headers(), known);
         let asked = Asked {
             connection: route.map(|r| &*r.connection),
             grpc: is_grpc(&request),
@@ -204,8 +205,16 @@ impl Session {
                 format!("no route names {} any more; connect again", self.target.host),
             )
         })?;
-        let presented =
-            inject::presented(request.headers(), &self.target.host).map_err(inject::Error::refusal)?;
+        let presented = inject::presented(
+            request.headers(),
+            request.uri(),
+            &self.target.host,
+            &route.credentials,
+        )
+        .map_err(inject::Error::refusal)?;
+        let passes = presented
+            .as_ref()
+            .map_or(Ok(false), |presented| inject::passes(presented, route))?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
@@ -214,18 +223,31 @@ impl Session {
             .map_err(|error| refusal_of(&error))?;
         match presented {
             None if route.on_missing_token == OnMissingToken::Passthrough => {
-                let request = request.map(|()| body.take().map_or_else(Body::empty, Body::passing));
-                let response = self.forward(snapshot, request).await?;
-                Ok(Outcome {
-                    response,
-                    result: "passed_through",
-                    token: None,
-                    refused: None,
-                })
+                self.pass(snapshot, route, request, body).await
             }
             None => Err(Refusal::new(Class::MissingToken, "Authorization header required")),
+            Some(_) if passes => self.pass(snapshot, route, request, body).await,
             Some(presented) => self.swap(snapshot, route, presented, request, body).await,
         }
+    }
+
+    /// Sends the request as it came: to the same host, whose certificate is verified.
+    async fn pass(
+        &self,
+        snapshot: &Snapshot,
+        route: &Route,
+        mut request: Request<()>,
+        body: &mut Option<Incoming>,
+    ) -> Result<Outcome, Refusal> {
+        inject::mark_sensitive(request.headers_mut(), &route.credentials);
+        let request = request.map(|()| body.take().map_or_else(Body::empty, Body::passing));
+        let response = self.forward(snapshot, request).await?;
+        Ok(Outcome {
+            response,
+            result: "passed_through",
+            token: None,
+            refused: None,
+        })
     }
 
     /// Replaces the subject token and sends the request; a 401 from the provider is tried once more with a
@@ -251,7 +273,7 @@ impl Session {
         let body = body.take().map_or_else(Body::empty, Body::passing);
         let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
         let response = self
-            .inject_and_forward(snapshot, head, body, &presented, &obtained)
+            .inject_and_forward(snapshot, route, head, body, &presented, &obtained)
             .await?;
         let outcome = |response, obtained: &Obtained| Outcome {
             response,
@@ -259,7 +281,7 @@ impl Session {
             token: Some(obtained.source.label()),
             refused: None,
         };
-        if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {
+        if !purge::by_status(&route.credentials.purge, response.status()) || !tokens.reject(&obtained) {
             return Ok(outcome(response, &obtained));
         }
         let Some(head) = replay else {
@@ -267,7 +289,7 @@ impl Session {
         };
         let fresh = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
         let response = self
-            .inject_and_forward(snapshot, head, Body::empty(), &presented, &fresh)
+            .inject_and_forward(snapshot, route, head, Body::empty(), &presented, &fresh)
             .await?;
         Ok(outcome(response, &fresh))
     }
@@ -275,18 +297,32 @@ impl Session {
     async fn inject_and_forward(
         &self,
         snapshot: &Snapshot,
+        route: &Route,
         mut head: http::request::Parts,
         body: Body,
         presented: &Presented,
         obtained: &Obtained,
     ) -> Result<Response<Body>, Refusal> {
-        inject::replace(&mut head, presented, &obtained.token).map_err(inject::Error::refusal)?;
+        let credentials = &route.credentials;
+        inject::replace(&mut head, presented, &obtained.token, credentials)
+            .map_err(inject::Error::refusal)?;
         let mut response = self.forward(snapshot, Request::from_parts(head, body)).await?;
         let leaks = inject::scrub(response.headers_mut(), &obtained.token);
         if leaks > 0 {
             tracing::warn!(host = %self.target.host, leaks, "the provider repeated its token in response headers; they were dropped");
         }
-        Ok(response)
+        let Some(rule) = purge::body_rule(&credentials.purge, response.headers()).cloned() else {
+            return Ok(response);
+        };
+        // The answer is on its way by then: the next request gets a fresh token.
+        let (tokens, obtained) = (self.exchange.tokens.clone(), obtained.clone());
+        Ok(response.map(|body| {
+            body.watched(limits::PURGE_BODY_BYTES, move |answer| {
+                if purge::by_body(&rule, answer) {
+                    tokens.reject(&obtained);
+                }
+            })
+        }))
     }
 
     async fn forward(
@@ -311,41 +347,6 @@ impl Session {
         }
         respond::strip(response.headers_mut());
         Ok(response)
-    }
-
-    fn upgraded(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.upgraded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A protocol switch, WebSocket for instance: bytes are copied only after the provider's 101.
-    async fn upgrade(
-        &self,
-        snapshot: &Snapshot,
-        mut request: Request<Body>,
-        protocol: header::HeaderValue,
-    ) -> Result<Response<Body>, Refusal> {
-        let ours = hyper::upgrade::on(&mut request);
-        respond::hop_by_hop(request.headers_mut());
-        request
-            .headers_mut()
-            .insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(header::UPGRADE, protocol);
-        let sent = snapshot.upstreams.upgrade(&self.target, request).await;
-        let mut response = sent.map_err(|error| refusal_of(&error))?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let mut response = response.map(Body::passing);
-            respond::strip(response.headers_mut());
-            return Ok(response);
-        }
-        let theirs = hyper::upgrade::on(&mut response);
-        self.upgraded().spawn(async move {
-            // Either side may be gone by now, or go, or say nothing for too long; the other one sees a close.
-            if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
-                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                let _ = tunnel::copy(&mut ours, &mut theirs, &[], limits::TUNNEL_IDLE).await;
-            }
-        });
-        Ok(response.map(|_| Body::empty()))
     }
 }
 

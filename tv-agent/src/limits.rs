@@ -39,6 +39,8 @@ pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(300);
 pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 /// Longest provider token that is taken, bytes.
 pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
+/// Largest JSON answer that a route's purge rule looks at, bytes.
+pub const PURGE_BODY_BYTES: usize = 64 * 1024;
 /// Exchanges that run at once, per vault.
 pub const EXCHANGES_AT_ONCE: usize = 64;
 /// Exchanges that run or wait for their turn, per vault; further ones are refused.

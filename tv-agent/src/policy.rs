@@ -6,6 +6,10 @@ use std::sync::Arc;
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+pub mod credentials;
+
+pub use credentials::Credentials;
+
 /// A host of a route: an exact name, or `*.` and a suffix that stands for one label or more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern {
@@ -86,6 +90,7 @@ pub struct Route {
     pub connection: Arc<str>,
     pub login_hint: Option<Arc<str>>,
     pub on_missing_token: OnMissingToken,
+    pub credentials: Credentials,
     /// cgroup paths (`*` stands for one component or part of it, a pattern covers its subtree); empty: all.
     pub workloads: Vec<String>,
 }
@@ -194,6 +199,7 @@ mod tests {
             connection: name.into(),
             login_hint: None,
             on_missing_token: OnMissingToken::Reject,
+            credentials: Credentials::default(),
             workloads: workloads.iter().map(|w| (*w).to_owned()).collect(),
         }
     }

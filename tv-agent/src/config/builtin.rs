@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::{HostPattern, OnMissingToken, Route};
+use crate::policy::{Credentials, HostPattern, OnMissingToken, Route};
 
 /// Name, connection, hosts, and what happens without credentials.
 const TABLE: &[(&str, &str, &[&str], OnMissingToken)] = &[
@@ -85,6 +85,7 @@ pub fn routes(vault: &Arc<str>) -> Vec<Route> {
             connection: (*connection).into(),
             login_hint: None,
             on_missing_token: *on_missing_token,
+            credentials: Credentials::default(),
             workloads: Vec::new(),
         })
         .collect()

@@ -6,6 +6,9 @@ use serde_saphyr::Spanned;
 
 use super::raw::{self, Raw, SecretSource};
 use super::*;
+use crate::policy::credentials::Issuer;
+
+mod inject;
 
 pub struct Checker<'a> {
     pub file: &'a Path,
@@ -244,7 +247,7 @@ impl Checker<'_> {
         if name.is_empty() {
             return Err(self.value("routes[].name", &raw.name, "", "is empty; allowed: a name"));
         }
-        let Some((vault, _)) = vaults.get_key_value(raw.vault.value.as_str()) else {
+        let Some((vault, facts)) = vaults.get_key_value(raw.vault.value.as_str()) else {
             let known: Vec<&str> = vaults.keys().map(|k| &**k).collect();
             let problem = format!("is no vault of this file; allowed: {}", known.join(", "));
             return Err(self.value(&key("vault"), &raw.vault, &raw.vault.value, problem));
@@ -274,6 +277,9 @@ impl Checker<'_> {
                 "is no cgroup; allowed: a path below the cgroup2 mount, with * for part of a component";
             return Err(self.value(&key("workloads"), at, &at.value, problem));
         }
+        let endpoint = &facts.settings.token_endpoint;
+        let issuers = vec![Issuer::At(endpoint.authority().to_owned())];
+        let credentials = self.credentials(&raw, issuers)?;
         Ok(Route {
             name: name.as_str().into(),
             hosts,
@@ -281,6 +287,7 @@ impl Checker<'_> {
             connection: raw.connection.value.as_str().into(),
             login_hint: raw.login_hint.map(Into::into),
             on_missing_token: raw.on_missing_token,
+            credentials,
             workloads: raw.workloads.into_iter().map(|at| at.value).collect(),
         })
     }

@@ -8,6 +8,9 @@ use serde_saphyr::Spanned;
 
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
+use crate::policy::credentials::OnForeignToken;
+
+pub mod inject;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -129,6 +132,14 @@ pub struct Route {
     pub login_hint: Option<String>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
+    #[serde(default)]
+    pub on_foreign_token: OnForeignToken,
+    #[serde(default)]
+    pub inject: inject::Inject,
+    #[serde(default)]
+    pub subject_from: Vec<Spanned<inject::Place>>,
+    #[serde(default)]
+    pub purge: inject::Purge,
     #[serde(default)]
     pub workloads: Vec<Spanned<String>>,
 }

@@ -62,6 +62,123 @@ fn a_whole_file_is_understood() {
 }
 
 #[test]
+fn a_route_says_how_tokens_come_and_go() {
+    use crate::policy::credentials::*;
+    let text = GOOD.replace(
+        "    connection: github\n",
+        r#"    connection: github
+    inject: { header: X-Api-Key, scheme: Basic, user: oauth2 }
+    subject_from: [ { header: X-Token }, { query: access_token }, { cookie: at } ]
+    on_foreign_token: passthrough
+    purge: { statuses: [401, 403], json: { pointer: /ok, equals: false } }
+"#,
+    );
+    let config = parse(&text).unwrap();
+    let own = vec![Issuer::At("tenant.eu.auth0.com".into())];
+    let expected = Credentials {
+        inject: Inject {
+            header: "x-api-key".parse().unwrap(),
+            scheme: InjectScheme::Basic,
+            user: "oauth2".into(),
+        },
+        places: vec![
+            Place::Header("x-token".parse().unwrap()),
+            Place::Query("access_token".into()),
+            Place::Cookie("at".into()),
+        ],
+        on_foreign: OnForeignToken::Passthrough,
+        issuers: own.clone(),
+        purge: Purge {
+            statuses: vec![401, 403],
+            json: Some(JsonRule {
+                pointer: "/ok".into(),
+                equals: false.into(),
+            }),
+        },
+    };
+    assert_eq!(config.routes[1].credentials, expected);
+    let default = Credentials {
+        issuers: own,
+        ..Credentials::default()
+    };
+    assert_eq!(config.routes[0].credentials, default);
+}
+
+#[test]
+fn each_mistake_about_credentials_names_line_key_value_and_remedy() {
+    let nine = "{ cookie: a }, ".repeat(9);
+    let nine = format!("subject_from: [{nine}]");
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "inject: { header: Host }",
+            &["routes.github.inject.header", "Host", "X-Api-Key"],
+        ),
+        (
+            "inject: { header: \"a b\" }",
+            &["routes.github.inject.header", "a b"],
+        ),
+        ("inject: { scheme: Digest }", &["Digest", "as_presented"]),
+        ("inject: { schema: Bearer }", &["schema", "scheme"]),
+        (
+            "inject: { scheme: Basic, user: \"a:b\" }",
+            &["inject.user", "a:b", "without a colon"],
+        ),
+        (
+            "inject: { scheme: Bearer, user: a }",
+            &["inject.user", "no meaning", "Basic"],
+        ),
+        (
+            "subject_from: [ { header: Authorization } ]",
+            &["subject_from", "Authorization", "always"],
+        ),
+        (
+            "subject_from: [ { header: Cookie } ]",
+            &["subject_from", "Cookie"],
+        ),
+        (
+            "subject_from: [ { cookie: \"a=b\" } ]",
+            &["subject_from", "a=b", "without"],
+        ),
+        (
+            "subject_from: [ { query: \"\" } ]",
+            &["subject_from", "is no name"],
+        ),
+        ("subject_from: [ { body: x } ]", &["body", "header"]),
+        (&nine, &["subject_from", "at most 8"]),
+        ("on_foreign_token: ignore", &["ignore", "passthrough"]),
+        (
+            "purge: { statuses: [200] }",
+            &["purge.statuses", "200", "400 to 599"],
+        ),
+        ("purge: { statuses: [401, 70000] }", &["purge.statuses", "70000"]),
+        (
+            "purge: { json: { pointer: ok, equals: false } }",
+            &["purge.json.pointer", "\"ok\"", "/ok"],
+        ),
+        (
+            "purge: { json: { pointer: \"/a~2\", equals: 1 } }",
+            &["purge.json.pointer", "/a~2"],
+        ),
+        ("purge: { json: { pointer: /ok } }", &["equals"]),
+    ];
+    for (line, parts) in cases {
+        let text = GOOD.replace(
+            "    connection: github\n",
+            &format!("    connection: github\n    {line}\n"),
+        );
+        let message = parse(&text)
+            .err()
+            .unwrap_or_else(|| panic!("{line:?} was accepted"));
+        for part in parts.iter().chain(&["tv.yaml:22"]) {
+            assert!(
+                message.contains(part),
+                "{line:?}: {part:?} is missing in: {message}"
+            );
+        }
+    }
+}
+
+#[test]
 fn an_empty_file_is_all_defaults() {
     let config = parse("").unwrap();
     assert_eq!(config.intercept, Intercept::default());
