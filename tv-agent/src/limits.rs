@@ -41,6 +41,10 @@ pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
 /// Largest JSON answer that a route's purge rule looks at, bytes.
 pub const PURGE_BODY_BYTES: usize = 64 * 1024;
+/// Most keys of a key set.
+pub const KEYS: usize = 16;
+/// Time to fetch a key set, connect to last byte.
+pub const KEYS_TIME: Duration = Duration::from_secs(5);
 /// Exchanges that run at once, per vault.
 pub const EXCHANGES_AT_ONCE: usize = 64;
 /// Exchanges that run or wait for their turn, per vault; further ones are refused.
