@@ -7,6 +7,7 @@ mod credentials;
 mod foreign;
 mod grpc;
 mod inject;
+mod keys;
 mod origin;
 mod policy;
 mod protocols;

@@ -263,7 +263,7 @@ async fn no_secret_shows_on_success_or_on_any_refusal() {
         Mode::RateLimited { retry_after: Some(1) },
     ];
     for mode in modes {
-        flow.agent.tokens().flush();
+        flow.agent.tokens().flush(&tv_agent::token::Filter::default());
         flow.auth0.set_mode(mode.clone());
         let mut caller = flow.h2(HOST).await;
         let request = caller.request("GET", "/headers").body(empty()).unwrap();

@@ -18,18 +18,21 @@ use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
 use crate::flows::Flows;
 use crate::hello::Caps;
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::places::Places;
 use crate::policy::{HostPattern, Routes};
 use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
+use crate::sign;
 use crate::snapshot::{Current, Snapshot};
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
 use crate::workload::Workloads;
 
+mod keys;
 mod namespaces;
 
 use namespaces::Namespaces;
@@ -50,6 +53,14 @@ pub enum Error {
     VaultRoots { vault: Arc<str>, source: roots::Error },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
+    #[error(transparent)]
+    Keys(#[from] sign::SetError),
+    #[error("keysets.{set}.extra_roots")]
+    KeysRoots { set: Arc<str>, source: roots::Error },
+    #[error("keysets.{set}: cannot make a client for its URL")]
+    KeysClient { set: Arc<str>, source: https::Error },
+    #[error(transparent)]
+    Sign(#[from] sign::Error),
     #[error(transparent)]
     Ca(#[from] ca::Error),
     #[error(
@@ -178,6 +189,7 @@ impl Agent {
             };
             loops.push(tokio::spawn(namespaces.run(found, stopped.clone())));
         }
+        loops.push(tokio::spawn(keys::tend(current.clone(), stopped.clone())));
         loops.push(tokio::spawn(look_up_candidates(
             current.clone(),
             candidates,
@@ -308,10 +320,17 @@ fn snapshot(
         })?;
         vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
     }
+    let keysets = keys::open(config.keysets, &config.keysets_dir, own)?;
+    let mut signers = HashMap::new();
+    for (name, settings) in config.signers {
+        signers.insert(name, Arc::new(sign::SigningVault::new(settings, &keysets)?));
+    }
     let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
     Ok(Snapshot {
         routes: Routes::new(config.routes),
         vaults,
+        signers,
+        keysets,
         on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
     })

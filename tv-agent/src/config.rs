@@ -14,6 +14,7 @@ use crate::decide::OnUnknownName;
 use crate::limits;
 use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
+use crate::sign;
 use crate::token::{ClientAuth, Encoding, VaultSettings};
 
 mod builtin;
@@ -31,6 +32,11 @@ pub struct Config {
     /// Port of the agent's listeners, 127.34.67.1 and [::1]; 0 takes a free one.
     pub port: u16,
     pub vaults: BTreeMap<Arc<str>, VaultConfig>,
+    /// The vaults that sign tokens of our own.
+    pub signers: BTreeMap<Arc<str>, sign::VaultSettings>,
+    pub keysets: Vec<sign::keyset::Settings>,
+    /// Where generated keys are kept.
+    pub keysets_dir: PathBuf,
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
@@ -153,6 +159,9 @@ impl Config {
                     extra_roots: Vec::new(),
                 },
             )]),
+            signers: BTreeMap::new(),
+            keysets: Vec::new(),
+            keysets_dir: keys_beside(&default_ca_dir()),
             routes: builtin::routes(&name),
             extra_roots: Vec::new(),
             socket: default_socket(),
@@ -213,6 +222,11 @@ fn default_metrics() -> SocketAddr {
 
 pub fn default_ca_dir() -> PathBuf {
     PathBuf::from("/var/lib/tv-agent/ca")
+}
+
+/// The directory `keys` beside the CA's.
+fn keys_beside(ca_dir: &Path) -> PathBuf {
+    ca_dir.with_file_name("keys")
 }
 
 /// `https://DOMAIN/oauth/token`.

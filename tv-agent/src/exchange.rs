@@ -266,6 +266,7 @@ impl Session {
             connection: &route.connection,
             login_hint: route.login_hint.as_deref(),
             subject: &presented.subject,
+            route: &route.name,
         };
         let tokens = &self.exchange.tokens;
         let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;

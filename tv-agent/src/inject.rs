@@ -15,7 +15,6 @@ use crate::policy::credentials::{Inject, InjectScheme, OnForeignToken, Place};
 use crate::secret::Secret;
 
 pub mod foreign;
-pub mod identity;
 mod places;
 pub mod purge;
 

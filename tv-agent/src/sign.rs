@@ -155,6 +155,28 @@ impl Signer {
     }
 }
 
+/// The signers of one `jwt_signer` vault.
+#[derive(Clone)]
+pub struct SigningVault {
+    pub access: Signer,
+    /// And the header that the channel's goes out in.
+    pub channel: Option<(HeaderName, Signer)>,
+}
+
+impl SigningVault {
+    /// # Errors
+    /// When there is no key set of a name that the settings give.
+    pub fn new(settings: VaultSettings, sets: &KeySets) -> Result<Self, Error> {
+        let channel = settings
+            .channel
+            .map(|(header, channel)| Ok((header, Signer::new(channel, sets)?)));
+        Ok(Self {
+            access: Signer::new(settings.access, sets)?,
+            channel: channel.transpose()?,
+        })
+    }
+}
+
 /// RFC 7515 §3.1, §5.1.
 fn compact(key: &Key, claims: &Map<String, Value>) -> Result<Secret, KeyError> {
     let header = json!({ "alg": key.algorithm.label(), "kid": key.kid, "typ": "JWT" });

@@ -8,12 +8,16 @@ use arc_swap::ArcSwap;
 use crate::class::{Class, Refusal};
 use crate::decide::OnUnknownName;
 use crate::policy::Routes;
+use crate::sign::{KeySets, SigningVault};
 use crate::token::Vault;
 use crate::upstream::Upstreams;
 
 pub struct Snapshot {
     pub routes: Routes,
     pub vaults: HashMap<Arc<str>, Arc<Vault>>,
+    /// The vaults that sign tokens of our own.
+    pub signers: HashMap<Arc<str>, Arc<SigningVault>>,
+    pub keysets: KeySets,
     pub on_unknown_name: OnUnknownName,
     pub upstreams: Arc<Upstreams>,
 }

@@ -17,10 +17,12 @@ mod cache;
 mod error;
 mod exchange;
 mod flight;
+mod labels;
 mod response;
 
 pub use cache::Cached;
 pub use error::{Answer, BuildError, Error, ErrorKind, Malformed};
+pub use labels::Filter;
 
 use cache::{Entry, Good, Key, Rejection, Store, VaultId};
 use flight::Service;
@@ -181,6 +183,8 @@ pub struct Grant<'a> {
     /// Which of several accounts on one connection.
     pub login_hint: Option<&'a str>,
     pub subject: &'a Arc<Secret>,
+    /// The route's name, for the cache's list.
+    pub route: &'a str,
 }
 
 /// A provider token, ready to be injected. No `Debug`: nothing of it is for a log.
@@ -246,7 +250,9 @@ impl Tokens {
     pub async fn obtain(&self, grant: Grant<'_>) -> Result<Obtained, Error> {
         let service = &self.0;
         let key = Key::of(&grant);
-        match service.store.get(&key) {
+        let entry = service.store.get(&key);
+        service.store.labels.note(key, &grant, entry.is_some());
+        match entry {
             Some(Entry::Good(good)) => {
                 service.metrics.cache_event("hit");
                 service.refresh_if_due(&grant, key, &good);
@@ -281,9 +287,10 @@ impl Tokens {
         rejection != Rejection::Believed
     }
 
-    /// Drops every token and every remembered failure. Pauses that vaults asked for stay.
-    pub fn flush(&self) {
-        self.0.store.flush();
+    /// Drops the tokens and remembered failures that are meant; returns how many. Pauses that vaults asked for
+    /// stay.
+    pub fn flush(&self, filter: &Filter) -> u64 {
+        self.0.store.flush(filter)
     }
 
     /// What is in the cache, without anything secret.

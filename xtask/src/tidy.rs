@@ -70,7 +70,6 @@ const PURE: &[&str] = &[
     "tv-agent/src/decide.rs",
     "tv-agent/src/inject.rs",
     "tv-agent/src/inject/foreign.rs",
-    "tv-agent/src/inject/identity.rs",
     "tv-agent/src/inject/places.rs",
     "tv-agent/src/inject/purge.rs",
     "tv-agent/src/policy/credentials.rs",

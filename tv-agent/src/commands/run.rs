@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
@@ -18,6 +18,7 @@ use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Redirect};
+use crate::snapshot::Current;
 use crate::workload::Workloads;
 
 mod socket;
@@ -144,6 +145,8 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let ready = Arc::new(AtomicBool::new(false));
+    let published = Arc::new(OnceLock::<Current>::new());
+    let known = published.clone();
     if let Some(address) = config.metrics {
         let counters = handles.clone();
         let more = Arc::new(move || counters.counters());
@@ -151,6 +154,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
             metrics: metrics.clone(),
             ready: ready.clone(),
             more,
+            keys: Arc::new(move || known.get().map(|current| current.load().keysets.clone())),
         }
         .serve(address)
         .await?;
@@ -167,6 +171,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
     };
     let socket = config.socket.clone();
     let agent = Agent::start(config, wiring).await?;
+    published.get_or_init(|| agent.current().clone());
     let (callers, counted) = (workloads.clone(), metrics.clone());
     socket::serve(&socket, &agent, handles, callers, counted, ready.clone()).await?;
     let mut daemon = Daemon {

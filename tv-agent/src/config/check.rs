@@ -9,6 +9,7 @@ use super::*;
 use crate::policy::credentials::Issuer;
 
 mod inject;
+mod keyset;
 
 pub struct Checker<'a> {
     pub file: &'a Path,
@@ -47,10 +48,20 @@ impl Checker<'_> {
             })?),
             None => Some(default_metrics()),
         };
-        let mut vaults = BTreeMap::new();
-        for (name, vault) in raw.vaults {
+        let keysets = self.keysets(raw.keysets)?;
+        let (mut vaults, mut signers) = (BTreeMap::new(), BTreeMap::new());
+        for (name, mut vault) in raw.vaults {
             let name: Arc<str> = name.into();
-            vaults.insert(name.clone(), self.vault(name, vault.value)?);
+            if vault.value.kind.value == raw::Kind::JwtSigner {
+                let (signing, channel) = vault.value.take_signing();
+                let kind = &vault.value.kind;
+                self.only_signs(&name, &vault.value)?;
+                let signer = self.signer(&name, kind, signing, channel, &keysets)?;
+                signers.insert(name, signer);
+            } else {
+                self.signs_not(&name, &mut vault.value)?;
+                vaults.insert(name.clone(), self.vault(name, vault.value)?);
+            }
         }
         let mut names = HashSet::new();
         let mut routes = Vec::new();
@@ -64,18 +75,22 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &vaults)?);
+            routes.push(self.route(route.value, &vaults, &signers)?);
         }
+        let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         Ok(Config {
             intercept,
             port,
             vaults,
+            signers,
+            keysets,
+            keysets_dir: raw.keysets_dir.unwrap_or_else(|| keys_beside(&ca_dir)),
             routes,
             extra_roots: raw.upstream.extra_roots,
             socket: raw.admin.socket.unwrap_or_else(default_socket),
             metrics,
             metrics_asked: raw.admin.metrics.is_some(),
-            ca_dir: raw.ca.dir.unwrap_or_else(default_ca_dir),
+            ca_dir,
         })
     }
 
@@ -162,7 +177,7 @@ impl Checker<'_> {
                 raw::Kind::ClientCredentials => "client_credentials",
                 raw::Kind::JwtSigner | raw::Kind::Auth0TokenVault => "jwt_signer",
             };
-            let problem = "is not available in this version; allowed: auth0_token_vault";
+            let problem = "is not available in this version; allowed: auth0_token_vault, jwt_signer";
             return Err(self.value(&key("kind"), &raw.kind, value, problem));
         }
         let token_endpoint = match (&raw.domain, &raw.token_endpoint) {
@@ -184,15 +199,26 @@ impl Checker<'_> {
                 return Err(self.value(&format!("vaults.{name}"), &raw.kind, &*name, problem));
             }
         };
-        let at = &raw.client_id;
-        if at.value.is_empty() {
-            return Err(self.value(
-                &key("client_id"),
-                at,
-                "",
-                "is empty; allowed: the client's id at the vault",
+        let missing = |rest: &str, problem: &str| self.value(&key(rest), &raw.kind, "", problem);
+        let at = match &raw.client_id {
+            Some(at) if !at.value.is_empty() => at,
+            Some(at) => {
+                let problem = "is empty; allowed: the client's id at the vault";
+                return Err(self.value(&key("client_id"), at, "", problem));
+            }
+            None => {
+                return Err(missing(
+                    "client_id",
+                    "is missing; allowed: the client's id at the vault",
+                ));
+            }
+        };
+        let Some(client_auth) = &raw.client_auth else {
+            return Err(missing(
+                "client_auth",
+                "is missing; allowed: a method and a secret",
             ));
-        }
+        };
         let timeout = match &raw.timeout_seconds {
             Some(at) if (1..=60).contains(&at.value) => Duration::from_secs(at.value),
             Some(at) => {
@@ -204,9 +230,9 @@ impl Checker<'_> {
         let settings = VaultSettings {
             name: name.clone(),
             token_endpoint,
-            client_id: raw.client_id.value.clone(),
-            client_secret: self.secret(&key("client_auth.secret"), &raw.client_auth.secret)?,
-            client_auth: match raw.client_auth.method {
+            client_id: at.value.clone(),
+            client_secret: self.secret(&key("client_auth.secret"), &client_auth.secret)?,
+            client_auth: match client_auth.method {
                 raw::Method::ClientSecretPost => ClientAuth::SecretPost,
                 raw::Method::ClientSecretBasic => ClientAuth::SecretBasic,
             },
@@ -241,7 +267,12 @@ impl Checker<'_> {
         })
     }
 
-    fn route(&self, raw: raw::Route, vaults: &BTreeMap<Arc<str>, VaultConfig>) -> Result<Route, Error> {
+    fn route(
+        &self,
+        raw: raw::Route,
+        vaults: &BTreeMap<Arc<str>, VaultConfig>,
+        signers: &BTreeMap<Arc<str>, sign::VaultSettings>,
+    ) -> Result<Route, Error> {
         let name = &raw.name.value;
         let key = |rest: &str| format!("routes.{name}.{rest}");
         if name.is_empty() {
@@ -249,7 +280,12 @@ impl Checker<'_> {
         }
         let Some((vault, facts)) = vaults.get_key_value(raw.vault.value.as_str()) else {
             let known: Vec<&str> = vaults.keys().map(|k| &**k).collect();
-            let problem = format!("is no vault of this file; allowed: {}", known.join(", "));
+            let problem = if signers.contains_key(raw.vault.value.as_str()) {
+                "signs claims that were verified, and this route verifies nothing"
+            } else {
+                "is no vault of this file"
+            };
+            let problem = format!("{problem}; allowed: {}", known.join(", "));
             return Err(self.value(&key("vault"), &raw.vault, &raw.vault.value, problem));
         };
         if raw.connection.value.is_empty() {

@@ -11,6 +11,7 @@ use crate::policy::OnMissingToken;
 use crate::policy::credentials::OnForeignToken;
 
 pub mod inject;
+pub mod keyset;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -18,6 +19,9 @@ pub struct Raw {
     pub intercept: Intercept,
     pub listen: Listen,
     pub vaults: BTreeMap<String, Spanned<Vault>>,
+    pub keysets: BTreeMap<String, Spanned<keyset::KeySet>>,
+    /// Where generated keys are kept.
+    pub keysets_dir: Option<PathBuf>,
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
@@ -72,14 +76,41 @@ pub struct Vault {
     pub kind: Spanned<Kind>,
     pub domain: Option<Spanned<String>>,
     pub token_endpoint: Option<Spanned<String>>,
-    pub client_id: Spanned<String>,
-    pub client_auth: ClientAuth,
+    pub client_id: Option<Spanned<String>>,
+    pub client_auth: Option<ClientAuth>,
     #[serde(default)]
     pub encoding: Encoding,
     pub timeout_seconds: Option<Spanned<u64>>,
     pub requested_token_type: Option<String>,
     #[serde(default)]
     pub extra_roots: Vec<PathBuf>,
+    // jwt_signer
+    pub keyset: Option<Spanned<String>>,
+    pub algorithm: Option<Spanned<String>>,
+    pub issuer: Option<Spanned<String>>,
+    pub expiry_leeway_seconds: Option<Spanned<i64>>,
+    pub add_claims: Option<Spanned<keyset::Claims>>,
+    pub set_claims: Option<Spanned<keyset::Claims>>,
+    pub remove_claims: Option<Vec<Spanned<String>>>,
+    pub original_token_header: Option<Spanned<String>>,
+    pub channel: Option<Spanned<keyset::Channel>>,
+}
+
+impl Vault {
+    /// What only a `jwt_signer` says, taken out.
+    pub fn take_signing(&mut self) -> (keyset::Signing, Option<Spanned<keyset::Channel>>) {
+        let signing = keyset::Signing {
+            keyset: self.keyset.take(),
+            algorithm: self.algorithm.take(),
+            issuer: self.issuer.take(),
+            expiry_leeway_seconds: self.expiry_leeway_seconds.take(),
+            add_claims: self.add_claims.take(),
+            set_claims: self.set_claims.take(),
+            remove_claims: self.remove_claims.take(),
+            original_token_header: self.original_token_header.take(),
+        };
+        (signing, self.channel.take())
+    }
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]

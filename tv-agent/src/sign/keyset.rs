@@ -136,17 +136,37 @@ impl KeySet {
         now: u64,
         client: Option<reqwest::Client>,
     ) -> Result<Self, SetError> {
-        let store =
-            matches!(settings.source, Source::Generate { .. }).then(|| Store::new(dir, &settings.name));
-        let set = Self {
-            store,
-            client,
+        let mut set = Self::unread(settings, dir);
+        set.client = client;
+        set.read(now)?;
+        Ok(set)
+    }
+
+    /// A set whose keys were not read yet: for commands, which make none unasked.
+    pub fn unread(settings: Settings, dir: &Path) -> Self {
+        let generated = matches!(settings.source, Source::Generate { .. });
+        Self {
+            store: generated.then(|| Store::new(dir, &settings.name)),
+            client: None,
             keys: ArcSwap::from_pointee(Vec::new()),
             seen: Mutex::default(),
             settings,
-        };
-        set.read(now)?;
-        Ok(set)
+        }
+    }
+
+    /// Reads the keys that are on disk, and changes nothing there.
+    ///
+    /// # Errors
+    /// When there are none, or none that can be used.
+    pub fn look(&self) -> Result<(), SetError> {
+        match &self.store {
+            Some(store) => {
+                let keys = store.load().map_err(|source| self.stored(source))?;
+                self.take(keys, changed(&store.path));
+                Ok(())
+            }
+            None => self.read(0),
+        }
     }
 
     pub fn settings(&self) -> &Settings {

@@ -22,7 +22,7 @@ pub(super) async fn serve(
 ) -> Result<(), Error> {
     let started = Instant::now();
     let (listeners, current, tokens) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
-    let cached = tokens.clone();
+    let (cached, keyed) = (tokens.clone(), current.clone());
     let status = move || Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         bpf_sha256: redirect::object_sha256().map(str::to_owned),
@@ -52,6 +52,7 @@ pub(super) async fn serve(
         status: Arc::new(status),
         flows: agent.flows().clone(),
         tokens,
+        keys: Arc::new(move || keyed.load().keysets.clone()),
     };
     // The task ends with the runtime.
     control.serve(path).await.map(drop)

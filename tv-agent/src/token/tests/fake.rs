@@ -264,6 +264,7 @@ pub fn grant<'a>(vault: &'a Arc<Vault>, subject: &'a Arc<Secret>) -> Grant<'a> {
         connection: "github",
         login_hint: None,
         subject,
+        route: "r",
     }
 }
 
