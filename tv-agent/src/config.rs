@@ -12,6 +12,7 @@ use url::Url;
 
 use crate::decide::OnUnknownName;
 use crate::limits;
+use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
 use crate::sign;
@@ -136,6 +137,10 @@ impl Config {
             problem: problem.to_owned(),
         })?;
         let name: Arc<str> = "main".into();
+        let mut routes = builtin::routes(&name);
+        for route in &mut routes {
+            route.credentials.issuers = vec![Issuer::At(token_endpoint.authority().to_owned())];
+        }
         let settings = VaultSettings {
             name: name.clone(),
             token_endpoint,
@@ -162,7 +167,7 @@ impl Config {
             signers: BTreeMap::new(),
             keysets: Vec::new(),
             keysets_dir: keys_beside(&default_ca_dir()),
-            routes: builtin::routes(&name),
+            routes,
             extra_roots: Vec::new(),
             socket: default_socket(),
             metrics: Some(default_metrics()),

@@ -9,6 +9,7 @@ use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
 use crate::config::{Config, Intercept};
+use crate::policy::credentials::{InjectScheme, OnForeignToken};
 use crate::policy::{OnMissingToken, Routes, covers};
 use crate::workload::Workload;
 
@@ -33,6 +34,16 @@ struct RouteFacts {
     connection: String,
     login_hint: Option<String>,
     on_missing_token: OnMissingToken,
+    on_foreign_token: OnForeignToken,
+    /// Whose tokens are none of a stranger's.
+    issuers: Vec<String>,
+    /// Where the caller's token is looked for, in this order.
+    subject_from: Vec<String>,
+    inject_header: String,
+    inject_scheme: InjectScheme,
+    purge_statuses: Vec<u16>,
+    /// A JSON pointer and the value there that means a refused token.
+    purge_json: Option<(String, serde_json::Value)>,
     workloads: Vec<String>,
 }
 
@@ -111,6 +122,25 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
         connection: route.connection.to_string(),
         login_hint: route.login_hint.as_deref().map(str::to_owned),
         on_missing_token: route.on_missing_token,
+        on_foreign_token: route.credentials.on_foreign,
+        issuers: route
+            .credentials
+            .issuers
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        subject_from: std::iter::once("header authorization".to_owned())
+            .chain(route.credentials.places.iter().map(ToString::to_string))
+            .collect(),
+        inject_header: route.credentials.inject.header.to_string(),
+        inject_scheme: route.credentials.inject.scheme,
+        purge_statuses: route.credentials.purge.statuses.clone(),
+        purge_json: route
+            .credentials
+            .purge
+            .json
+            .as_ref()
+            .map(|rule| (rule.pointer.clone(), rule.equals.clone())),
         workloads: route.workloads.clone(),
     });
     let (decision, why) = match (&route, enrolled) {
@@ -160,6 +190,7 @@ fn text(explained: &Explained) -> String {
             let _ = writeln!(text, "  login_hint {hint}");
         }
         let _ = writeln!(text, "  a request without a token is {missing}");
+        credentials(&mut text, route);
         if !route.workloads.is_empty() {
             let _ = writeln!(text, "  only for {}", route.workloads.join(", "));
         }
@@ -181,6 +212,47 @@ fn text(explained: &Explained) -> String {
         let _ = writeln!(text, "  {address}: {verb}, {why}");
     }
     text
+}
+
+fn credentials(text: &mut String, route: &RouteFacts) {
+    let foreign = match route.on_foreign_token {
+        OnForeignToken::Reject => "refused with 401",
+        OnForeignToken::Passthrough => "passed through as it came",
+        OnForeignToken::Exchange => "exchanged like any other",
+    };
+    let scheme = match route.inject_scheme {
+        InjectScheme::AsPresented => "in the caller's scheme",
+        InjectScheme::Bearer => "as Bearer",
+        InjectScheme::Token => "as token",
+        InjectScheme::Basic => "as Basic",
+        InjectScheme::None => "by itself",
+    };
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "  the caller's token: {}", route.subject_from.join(", "));
+    let strangers = if route.issuers.is_empty() {
+        "a provider's own token".to_owned()
+    } else {
+        format!(
+            "a provider's own token, or one not of {},",
+            route.issuers.join(", ")
+        )
+    };
+    let _ = writeln!(text, "  {strangers} is {foreign}");
+    let _ = writeln!(
+        text,
+        "  the provider's token goes out in {}, {scheme}",
+        route.inject_header
+    );
+    let statuses: Vec<String> = route.purge_statuses.iter().map(ToString::to_string).collect();
+    let mut purge = statuses.join(", ");
+    if let Some((pointer, value)) = &route.purge_json {
+        let _ = write!(
+            purge,
+            "{}{value} at {pointer}",
+            if purge.is_empty() { "" } else { ", or " }
+        );
+    }
+    let _ = writeln!(text, "  it is dropped when the provider answers {purge}");
 }
 
 #[cfg(test)]
@@ -221,7 +293,45 @@ mod tests {
             [false, true]
         );
         assert!(text(&routed).contains("connection google-oauth2"));
+        for line in [
+            "  the caller's token: header authorization\n",
+            "  a provider's own token, or one not of https://t.example/, is refused with 401\n",
+            "  the provider's token goes out in authorization, in the caller's scheme\n",
+            "  it is dropped when the provider answers 401\n",
+        ] {
+            assert!(text(&routed).contains(line), "{}", text(&routed));
+        }
         assert_eq!(ask("example.com", None).decision, "tunnel");
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
+    }
+
+    #[test]
+    fn it_tells_how_tokens_come_and_go() {
+        let file = r#"
+vaults: { main: { kind: auth0_token_vault, domain: t.example, client_id: x, client_auth: { method: client_secret_post, secret: { env: S } } } }
+routes:
+  - name: slack
+    hosts: [slack.com]
+    vault: main
+    connection: slack
+    subject_from: [{ cookie: at }, { query: t }]
+    inject: { header: X-Key, scheme: none }
+    on_foreign_token: passthrough
+    purge: { statuses: [], json: { pointer: /ok, equals: false } }
+"#;
+        let config = Config::parse(file, std::path::Path::new("x"), &|_| Some("s".into())).unwrap();
+        let explained = explain(config, &HostName::parse("slack.com").unwrap(), None, vec![]);
+        let text = text(&explained);
+        for line in [
+            "  the caller's token: header authorization, cookie at, query parameter t\n",
+            "  a provider's own token, or one not of https://t.example/, is passed through as it came\n",
+            "  the provider's token goes out in x-key, by itself\n",
+            "  it is dropped when the provider answers false at /ok\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        let json = serde_json::to_value(&explained).unwrap();
+        assert_eq!(json["route"]["on_foreign_token"], "passthrough");
+        assert_eq!(json["route"]["purge_json"], serde_json::json!(["/ok", false]));
     }
 }

@@ -6,7 +6,6 @@ use serde_saphyr::Spanned;
 
 use super::raw::{self, Raw, SecretSource};
 use super::*;
-use crate::policy::credentials::Issuer;
 
 mod inject;
 mod keyset;

@@ -3,6 +3,8 @@
 use super::*;
 use crate::policy::OnMissingToken;
 
+mod kong;
+
 const GOOD: &str = r#"
 intercept:
   cgroups: ["/kubepods.slice", "/system.slice/billing.service/"]
