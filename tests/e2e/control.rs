@@ -149,7 +149,7 @@ fn keys_are_made_listed_rotated_and_published() {
         let first = kid(&rows);
         assert_eq!(
             published(&daemon, "/jwks"),
-            [first.clone()],
+            std::slice::from_ref(&first),
             "the HMAC key is nobody's"
         );
         let second = kid(&keys(&["rotate", "gateway"], &[]));
@@ -168,7 +168,7 @@ fn keys_are_made_listed_rotated_and_published() {
         let stopped = daemon.stop();
         shown.push_str(&stopped.stdout);
         shown.push_str(&stopped.stderr);
-        let mut keys = |command: &[&str]| -> Vec<Value> {
+        let keys = |command: &[&str]| -> Vec<Value> {
             let all = [
                 &["keys"],
                 command,

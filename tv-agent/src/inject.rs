@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use zeroize::Zeroizing;
 
 use crate::addr::HostName;
@@ -183,6 +183,19 @@ pub fn replace(
         head.headers
             .insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
+    Ok(())
+}
+
+/// Puts a further token into a header of its own: a channel's, or the caller's where the operator sends that along.
+/// What the caller wrote there goes. After [`replace`], which removes every copy of the caller's token.
+///
+/// # Errors
+/// When the token cannot stand in a header.
+pub fn set_token(headers: &mut HeaderMap, header: &HeaderName, token: &Secret) -> Result<(), Error> {
+    headers.remove(header);
+    let mut value = HeaderValue::from_str(token.expose()).map_err(|_| Error::Unsendable)?;
+    value.set_sensitive(true);
+    headers.insert(header, value);
     Ok(())
 }
 

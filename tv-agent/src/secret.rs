@@ -1,7 +1,7 @@
 //! Tokens, keys and client secrets: no Debug, no Display, wiped on drop.
 //!
-//! `expose` is called in two files only, `inject.rs` and `token/exchange.rs`; `cargo xtask tidy` says so
-//! when that changes.
+//! `expose` is called in `inject.rs`, its folder and `token/exchange.rs` only; `cargo xtask tidy` says so when that
+//! changes.
 
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;

@@ -15,6 +15,7 @@ use crate::secret::Secret;
 
 mod algorithm;
 pub mod claims;
+mod jwks;
 mod key;
 pub mod keyset;
 mod store;

@@ -74,6 +74,8 @@ const PURE: &[&str] = &[
     "tv-agent/src/inject/purge.rs",
     "tv-agent/src/policy/credentials.rs",
     "tv-agent/src/respond.rs",
+    "tv-agent/src/sign/claims.rs",
+    "tv-agent/src/sign/jwks.rs",
     "tv-agent/src/token/response.rs",
     "tv-ebpf/src/verdict.rs",
 ];

@@ -48,20 +48,7 @@ impl Checker<'_> {
             None => Some(default_metrics()),
         };
         let keysets = self.keysets(raw.keysets)?;
-        let (mut vaults, mut signers) = (BTreeMap::new(), BTreeMap::new());
-        for (name, mut vault) in raw.vaults {
-            let name: Arc<str> = name.into();
-            if vault.value.kind.value == raw::Kind::JwtSigner {
-                let (signing, channel) = vault.value.take_signing();
-                let kind = &vault.value.kind;
-                self.only_signs(&name, &vault.value)?;
-                let signer = self.signer(&name, kind, signing, channel, &keysets)?;
-                signers.insert(name, signer);
-            } else {
-                self.signs_not(&name, &mut vault.value)?;
-                vaults.insert(name.clone(), self.vault(name, vault.value)?);
-            }
-        }
+        let (vaults, signers) = self.vaults(raw.vaults, &keysets)?;
         let mut names = HashSet::new();
         let mut routes = Vec::new();
         for route in raw.routes {

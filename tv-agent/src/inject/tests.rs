@@ -353,3 +353,20 @@ fn a_foreign_token_is_refused_with_the_way_to_allow_it() {
         assert!(!verdict("an-opaque-token", on_foreign).unwrap());
     }
 }
+
+#[test]
+fn a_further_token_takes_the_place_of_what_the_caller_wrote() {
+    let name = HeaderName::from_static("x-channel");
+    let mut headers = HeaderMap::new();
+    headers.append(&name, HeaderValue::from_static("forged"));
+    headers.append(&name, HeaderValue::from_static("twice"));
+    assert_eq!(
+        set_token(&mut headers, &name, &Secret::new("a\nb".into())),
+        Err(Error::Unsendable)
+    );
+    assert!(headers.is_empty(), "neither ours nor theirs");
+    set_token(&mut headers, &name, &Secret::new("channel-token".into())).unwrap();
+    assert_eq!(headers.get_all(&name).iter().count(), 1);
+    assert_eq!(headers[&name], "channel-token");
+    assert!(headers[&name].is_sensitive());
+}

@@ -32,7 +32,7 @@ enum Pair {
     Rsa(RsaKeyPair),
     Ec(EcdsaKeyPair),
     Ed(Ed25519KeyPair),
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
 }
 
 /// A key on disk: readable by its owner only.
@@ -119,7 +119,7 @@ impl Key {
                 Pair::Ec(EcdsaKeyPair::from_pkcs8(curve.signing, &private).map_err(rejected)?)
             }
             Family::Ed => Pair::Ed(Ed25519KeyPair::from_pkcs8(&private).map_err(rejected)?),
-            Family::Hmac(hash, length) => Pair::Hmac(symmetric(hash, length, &private)?),
+            Family::Hmac(hash, length) => Pair::Hmac(symmetric(hash, length, &private)?.into()),
         };
         Ok(Self {
             kid: stored.kid.clone(),
@@ -282,7 +282,7 @@ impl Jwk {
                 Ok(Pair::Ed(pair.map_err(rejected)?))
             }
             (Family::Hmac(hash, length), "oct") => {
-                Ok(Pair::Hmac(symmetric(hash, length, &private(&self.k)?)?))
+                Ok(Pair::Hmac(symmetric(hash, length, &private(&self.k)?)?.into()))
             }
             _ => Err(KeyError::Unsupported),
         }

@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use url::Url;
 use zeroize::Zeroizing;
 
 use super::algorithm::Algorithm;
+use super::jwks;
 use super::key::{Key, KeyError};
 use super::store::{self, FILE_BYTES, Store, StoreError};
 use crate::https;
@@ -162,7 +162,7 @@ impl KeySet {
         match &self.store {
             Some(store) => {
                 let keys = store.load().map_err(|source| self.stored(source))?;
-                self.take(keys, changed(&store.path));
+                self.take(keys, store::changed(&store.path));
                 Ok(())
             }
             None => self.read(0),
@@ -209,7 +209,7 @@ impl KeySet {
         match (&self.settings.source, &self.store) {
             (Source::Generate { how, .. }, Some(store)) => {
                 let keys = store.rotate(how, now).map_err(|source| self.stored(source))?;
-                self.take(keys, changed(&store.path));
+                self.take(keys, store::changed(&store.path));
                 Ok(())
             }
             _ => Err(SetError::NotOurs {
@@ -230,7 +230,7 @@ impl KeySet {
                 return Ok(false);
             }
             let text = self.fetch(client, url).await?;
-            self.take(self.parse(&text)?, None);
+            self.take(jwks::parse(&self.settings.name, self.from(), &text)?, None);
             self.seen().loaded = Some(now);
             return Ok(true);
         }
@@ -250,7 +250,7 @@ impl KeySet {
             (Source::Generate { .. }, Some(store)) => &store.path,
             _ => return false,
         };
-        self.too_old(now) || changed(path) != self.seen().changed
+        self.too_old(now) || store::changed(path) != self.seen().changed
     }
 
     fn too_old(&self, now: u64) -> bool {
@@ -290,15 +290,15 @@ impl KeySet {
                     let rotated = store.rotate_older(how, now, before);
                     keys = rotated.map_err(|source| self.stored(source))?;
                 }
-                self.take(keys, changed(&store.path));
+                self.take(keys, store::changed(&store.path));
                 Ok(())
             }
             (Source::File { path }, _) => {
-                let when = changed(path);
+                let when = store::changed(path);
                 // Noticed once, whatever it holds.
                 self.seen().changed = when;
                 let (bytes, _) = store::read(path).map_err(|source| self.stored(source))?;
-                self.take(self.parse(&bytes)?, when);
+                self.take(jwks::parse(&self.settings.name, self.from(), &bytes)?, when);
                 Ok(())
             }
             _ => Ok(()),
@@ -333,46 +333,6 @@ impl KeySet {
         Ok(bytes)
     }
 
-    /// The keys of a JWK set, or of one JWK.
-    fn parse(&self, text: &[u8]) -> Result<Vec<Key>, SetError> {
-        #[derive(Deserialize)]
-        struct Set<'a> {
-            // Not parsed further, so that no copy of a private part is left in a `Value`.
-            #[serde(borrow)]
-            keys: Vec<&'a RawValue>,
-        }
-        let (set, from) = (self.settings.name.clone(), self.from());
-        let not_a_set = || SetError::NotASet {
-            set: set.clone(),
-            from: from.clone(),
-        };
-        let raw = match serde_json::from_slice::<Set<'_>>(text) {
-            Ok(all) => all.keys,
-            Err(_) => vec![serde_json::from_slice::<&RawValue>(text).map_err(|_| not_a_set())?],
-        };
-        if raw.len() > limits::KEYS {
-            return Err(SetError::TooMany { set, from });
-        }
-        let mut keys: Vec<Key> = Vec::new();
-        for (index, jwk) in raw.into_iter().enumerate() {
-            let key = Key::from_jwk(jwk.get()).map_err(|source| SetError::Key {
-                set: set.clone(),
-                from: from.clone(),
-                number: index + 1,
-                source,
-            })?;
-            if keys.iter().any(|other| other.kid == key.kid) {
-                let kid = key.kid;
-                return Err(SetError::Twice { set, from, kid });
-            }
-            keys.push(key);
-        }
-        if keys.is_empty() {
-            return Err(SetError::Empty { set, from });
-        }
-        Ok(keys)
-    }
-
     fn stored(&self, source: StoreError) -> SetError {
         SetError::Store {
             set: self.settings.name.clone(),
@@ -401,10 +361,6 @@ const RETRY: u64 = 10;
 /// A key that was made in the future was made by a clock that was wrong: it is not old.
 fn is_old(created: u64, now: u64, rotate: Duration) -> bool {
     now.saturating_sub(created) >= rotate.as_secs()
-}
-
-fn changed(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|facts| facts.modified()).ok()
 }
 
 /// All sets of a configuration.

@@ -1,6 +1,7 @@
 //! `keysets:` and `jwt_signer` vaults, checked.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -8,13 +9,17 @@ use http::header::AUTHORIZATION;
 use serde_saphyr::Spanned;
 use url::Url;
 
-use super::super::raw::Vault;
+use super::super::VaultConfig;
 use super::super::raw::keyset::{self as raw, map};
+use super::super::raw::{Kind, Vault};
 use super::{Checker, Error};
 use crate::sign::keyset::{Generate, Settings as KeySet, Source};
 use crate::sign::{Algorithm, Edits, Settings, VaultSettings, claims};
 
 const DAY: u64 = 86_400;
+
+type Vaults = BTreeMap<Arc<str>, VaultConfig>;
+type Signers = BTreeMap<Arc<str>, VaultSettings>;
 
 impl Checker<'_> {
     pub(super) fn keysets(&self, raw: BTreeMap<String, Spanned<raw::KeySet>>) -> Result<Vec<KeySet>, Error> {
@@ -121,6 +126,29 @@ impl Checker<'_> {
             };
             self.value(key, at, shown, problem)
         })
+    }
+
+    /// The vaults that ask a token endpoint, and those that sign.
+    pub(super) fn vaults(
+        &self,
+        raw: BTreeMap<String, Spanned<Vault>>,
+        sets: &[KeySet],
+    ) -> Result<(Vaults, Signers), Error> {
+        let (mut vaults, mut signers) = (BTreeMap::new(), BTreeMap::new());
+        for (name, mut vault) in raw {
+            let name: Arc<str> = name.into();
+            if vault.value.kind.value == Kind::JwtSigner {
+                let (signing, channel) = vault.value.take_signing();
+                let kind = &vault.value.kind;
+                self.only_signs(&name, &vault.value)?;
+                let signer = self.signer(&name, kind, signing, channel, sets)?;
+                signers.insert(name, signer);
+            } else {
+                self.signs_not(&name, &mut vault.value)?;
+                vaults.insert(name.clone(), self.vault(name, vault.value)?);
+            }
+        }
+        Ok((vaults, signers))
     }
 
     /// Refuses what says how to ask a token endpoint, which a `jwt_signer` does not.
