@@ -267,7 +267,7 @@ async fn no_secret_shows_on_success_or_on_any_refusal() {
         Mode::RateLimited { retry_after: Some(1) },
     ];
     for mode in modes {
-        flow.agent.tokens().flush();
+        flow.agent.tokens().flush(&tv_agent::token::Filter::default());
         flow.auth0.set_mode(mode.clone());
         let mut caller = flow.h2(HOST).await;
         let request = caller.request("GET", "/headers").body(empty()).unwrap();
@@ -393,7 +393,7 @@ async fn no_secret_of_the_other_kinds_shows() {
     let mut statuses = vec![];
     for _ in 0..8 {
         for host in [HOST, GIT_HOST] {
-            flow.agent.tokens().flush();
+            flow.agent.tokens().flush(&Default::default());
             let mut caller = flow.h2(host).await;
             let request = caller.request("GET", "/bytes/1").header("x-actor", ACTOR);
             statuses.push(seen.ask(&mut caller, request.body(empty()).unwrap()).await);
@@ -416,7 +416,7 @@ async fn no_secret_of_the_other_kinds_shows() {
                 .body(whole(query.clone())),
         ];
         for request in requests {
-            flow.agent.tokens().flush();
+            flow.agent.tokens().flush(&Default::default());
             statuses.push(seen.ask(&mut caller, request.unwrap()).await);
         }
     }

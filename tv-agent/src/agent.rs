@@ -1,19 +1,17 @@
 //! The composition root: builds every stage from a configuration, starts the accept loops, reloads, stops.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
-use rustls_pki_types::CertificateDer;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
 use crate::candidates::Candidates;
-use crate::config::{Config, Quic};
+use crate::config::Config;
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
@@ -25,20 +23,23 @@ use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::phase::{self, Phase};
 use crate::places::Places;
-use crate::policy::{HostPattern, Routes};
+use crate::policy::HostPattern;
 use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
+use crate::sign;
 use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
-use crate::token::{self, Tokens, Vault};
+use crate::token::{self, Tokens};
 use crate::tunnel::Pipes;
-use crate::upstream::{Upstreams, roots};
-use crate::verify::Verifier;
-use crate::workload::{self, Workloads};
+use crate::upstream::roots;
+use crate::workload::Workloads;
 
+mod compose;
 mod ending;
+mod keys;
 mod namespaces;
 
+use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
@@ -69,6 +70,14 @@ pub enum Error {
     },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
+    #[error(transparent)]
+    Keys(#[from] sign::SetError),
+    #[error("keysets.{set}.extra_roots")]
+    KeysRoots { set: Arc<str>, source: roots::Error },
+    #[error("keysets.{set}: cannot make a client for its URL")]
+    KeysClient { set: Arc<str>, source: https::Error },
+    #[error(transparent)]
+    Sign(#[from] sign::Error),
     #[error(transparent)]
     Ca(#[from] ca::Error),
     #[error(
@@ -142,7 +151,7 @@ impl Agent {
         check_permitted(&config, &authority)?;
         let drain = config.drain;
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
-        let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics)?);
+        let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics, None)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
             listener.address().map_err(|source| accept::Error::Bind {
@@ -241,6 +250,7 @@ impl Agent {
                 watched.clone(),
             )));
         }
+        loops.push(tokio::spawn(keys::tend(current.clone(), watched.clone())));
         loops.push(tokio::spawn(look_up_candidates(
             current.clone(),
             candidates,
@@ -290,7 +300,8 @@ impl Agent {
     pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
         check_permitted(&config, &self.authority)?;
         let root = self.authority.root_der();
-        snapshot(config, &self.dialer, root, &self.metrics).map(Prepared)
+        let before = &self.current.load().keysets;
+        snapshot(config, &self.dialer, root, &self.metrics, Some(before)).map(Prepared)
     }
 
     /// Puts in force what was prepared. Cannot fail.
@@ -340,53 +351,6 @@ pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Err
         }
     }
     Ok(())
-}
-
-fn snapshot(
-    config: Config,
-    dialer: &Dialer,
-    own_root: &CertificateDer<'static>,
-    metrics: &Metrics,
-) -> Result<Snapshot, Error> {
-    let own = std::slice::from_ref(own_root);
-    let mut vaults = HashMap::new();
-    for (name, vault) in config.vaults {
-        let roots = roots::compose(&vault.extra_roots, own).map_err(|source| Error::VaultRoots {
-            vault: name.clone(),
-            source,
-        })?;
-        vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
-    }
-    let mut verifiers = HashMap::new();
-    for (name, verifier) in config.verifiers {
-        let roots = roots::compose(&verifier.extra_roots, own).map_err(|source| Error::VerifierRoots {
-            verifier: name.clone(),
-            source,
-        })?;
-        let made = Verifier::new(verifier.settings, Arc::new(roots)).map_err(|source| Error::Verifier {
-            verifier: name.clone(),
-            source,
-        })?;
-        verifiers.insert(name, Arc::new(made));
-    }
-    let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
-    let scope = strays::Scope {
-        ports: config.intercept.ports,
-        bypass: config.intercept.bypass,
-        block_quic: config.intercept.quic == Quic::Block,
-    };
-    Ok(Snapshot {
-        scope: Arc::new(scope),
-        routes: Routes::new(config.routes),
-        vaults,
-        verifiers,
-        on_unknown_name: config.intercept.on_unknown_name,
-        upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
-        pods: match config.intercept.pod_facts {
-            Some(path) => Arc::new(workload::Directory::new(path)),
-            None => Arc::new(workload::NoFacts),
-        },
-    })
 }
 
 /// Learns the addresses of routed hosts, so that a connection to one of them without a name is not tunnelled.

@@ -12,8 +12,10 @@ use url::Url;
 
 use crate::decide::OnUnknownName;
 use crate::limits;
+use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
+use crate::sign;
 use crate::token::settings::{Pacing, TokenVault};
 use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
 use crate::verify;
@@ -37,6 +39,11 @@ pub struct Config {
     pub drain: Duration,
     pub vaults: BTreeMap<Arc<str>, VaultConfig>,
     pub verifiers: BTreeMap<Arc<str>, VerifierConfig>,
+    /// The vaults that sign tokens of our own.
+    pub signers: BTreeMap<Arc<str>, sign::VaultSettings>,
+    pub keysets: Vec<sign::keyset::Settings>,
+    /// Where generated keys are kept.
+    pub keysets_dir: PathBuf,
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
@@ -65,6 +72,8 @@ pub struct Intercept {
 pub struct VaultConfig {
     pub settings: VaultSettings,
     pub extra_roots: Vec<PathBuf>,
+    /// The verifier of the tokens that it gives.
+    pub validate: Option<Arc<str>>,
 }
 
 /// A verifier's settings, with the files of its roots still to be read.
@@ -144,6 +153,10 @@ impl Config {
             problem: problem.to_owned(),
         })?;
         let name: Arc<str> = "main".into();
+        let mut routes = builtin::routes(&name);
+        for route in &mut routes {
+            route.credentials.issuers = vec![Issuer::At(token_endpoint.authority().to_owned())];
+        }
         let settings = VaultSettings {
             name: name.clone(),
             kind: Kind::TokenVault(TokenVault::default()),
@@ -168,10 +181,14 @@ impl Config {
                 VaultConfig {
                     settings,
                     extra_roots: Vec::new(),
+                    validate: None,
                 },
             )]),
             verifiers: BTreeMap::new(),
-            routes: builtin::routes(&name),
+            signers: BTreeMap::new(),
+            keysets: Vec::new(),
+            keysets_dir: keys_beside(&default_ca_dir()),
+            routes,
             extra_roots: Vec::new(),
             socket: default_socket(),
             metrics: Some(default_metrics()),
@@ -232,6 +249,11 @@ fn default_metrics() -> SocketAddr {
 
 pub fn default_ca_dir() -> PathBuf {
     PathBuf::from("/var/lib/tv-agent/ca")
+}
+
+/// The directory `keys` beside the CA's.
+fn keys_beside(ca_dir: &Path) -> PathBuf {
+    ca_dir.with_file_name("keys")
 }
 
 /// `https://DOMAIN/oauth/token`.

@@ -89,6 +89,7 @@ mod tests {
             login_hint: None,
             verify: None,
             on_missing_token: OnMissingToken::Reject,
+            credentials: Default::default(),
             workloads,
         };
         let routes = Routes::new(vec![

@@ -2,7 +2,7 @@
 //!
 //! `serve` speaks HTTP with the workload; `Session::answer` is the script of one request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
@@ -23,16 +23,17 @@ use crate::metrics::Metrics;
 use crate::phase::{self, Phase};
 use crate::policy::{Found, OnMissingToken, Route};
 use crate::respond::{self, Asked};
-use crate::snapshot::{Current, Snapshot};
+use crate::snapshot::{Current, Snapshot, Source};
 use crate::token::{Decision, Tokens};
-use crate::tunnel;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
 mod form;
 mod obtain;
 mod record;
+mod sign;
 mod swap;
+mod upgrade;
 mod verify;
 
 use form::{check_form, is_grpc, upgrade_of};
@@ -179,12 +180,13 @@ impl Session {
         let (head, body) = request.into_parts();
         let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
-        let path = inject::loggable_path(request.uri(), request.headers());
         let route = match snapshot.routes.find(&self.target.host, &self.workload) {
             Found::Route(route) => Some(route),
             // New routes, for which too little was known of the workload when it connected.
             Found::Unsettled(_) | Found::Nothing => None,
         };
+        let known = route.map(|route| &route.credentials);
+        let path = inject::loggable_path(request.uri(), request.headers(), known);
         let asked = Asked {
             connection: route.and_then(|r| r.wanted.connection.as_deref()),
             grpc: is_grpc(&request),
@@ -218,7 +220,7 @@ impl Session {
         outcome.response
     }
 
-    /// The script of one request: policy, credentials, verification, exchange, injection, provider.
+    /// The script of one request: verify, obtain, inject, in this order.
     async fn answer(
         &self,
         snapshot: &Snapshot,
@@ -235,52 +237,45 @@ impl Session {
                 format!("no route names {} any more; connect again", self.target.host),
             )
         })?;
-        let vault = snapshot.vault(&route.vault)?;
+        let source = snapshot.source(&route.vault)?;
         let (mut head, ()) = request.into_parts();
-        let verified = match &route.verify {
-            // Without a verifier, what stands there is the vault's to judge.
-            None => verify::Tokens::default(),
-            Some(_) => {
-                let presented = inject::presented(&head.headers, &self.target.host);
-                let presented = presented.map_err(inject::Error::refusal)?;
-                verify::verify(snapshot, route, presented.as_ref(), &mut head.headers).await?
-            }
+        let presented = obtain::presented(&head, &self.target.host, route, source)?;
+        let foreign = match &presented {
+            Some(presented) => inject::passes(presented, route)?,
+            None => false,
         };
+        let verified =
+            verify::verify(snapshot, route, presented.as_ref(), foreign, &mut head.headers).await?;
         *identity = verified.identity().map(str::to_owned);
-        let claims = verified.access.as_ref().map(|token| &*token.claims);
-        let mut brought = Brought::take(&mut head, &self.target.host, route, vault, claims)
-            .map_err(inject::Error::refusal)?;
+        let mut brought = Brought::take(&mut head, presented, route, source, verified)?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
             .prepare(&self.target, None)
             .await
             .map_err(|error| refusal_of(&error))?;
-        brought.take_body(&mut head, vault, body).await?;
-        if brought.lacks_credentials(vault) {
+        if foreign {
+            return self.unchanged(snapshot, route, &brought, head, body, None).await;
+        }
+        brought.take_body(&mut head, source, body).await?;
+        if brought.lacks_credentials(source) {
             if route.on_missing_token == OnMissingToken::Reject {
                 return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
             }
-            let request = Request::from_parts(head, brought.body(body));
-            return self.unchanged(snapshot, request, "passed_through", None).await;
+            return self.unchanged(snapshot, route, &brought, head, body, None).await;
         }
-        if brought.decide(vault, claims) == Decision::Keep {
-            // Kong's way: it is a token for the target already, and the route's verifier has accepted it.
-            if claims.is_some() {
-                let request = Request::from_parts(head, brought.body(body));
-                return self
-                    .unchanged(snapshot, request, "forwarded", Some("callers"))
-                    .await;
+        match source {
+            Source::Signer(signer) => {
+                self.sign_and_forward(snapshot, route, signer, &brought, head, body)
+                    .await
             }
-            let text = format!(
-                "the vault {} exchanges no token like this one (its conditions under `when`), and nothing has \
-                 verified it",
-                route.vault
-            );
-            return Err(Refusal::new(Class::InvalidToken, text));
+            Source::Vault(vault) if brought.decide(vault) == Decision::Keep => {
+                brought.is_verified(vault)?;
+                let whose = Some("callers");
+                self.unchanged(snapshot, route, &brought, head, body, whose).await
+            }
+            Source::Vault(vault) => self.swap(snapshot, route, vault, &brought, head, body).await,
         }
-        self.swap(snapshot, &brought, brought.grant(vault, route), head, body)
-            .await
     }
 
     async fn forward(
@@ -305,41 +300,6 @@ impl Session {
         }
         respond::strip(response.headers_mut());
         Ok(response)
-    }
-
-    fn upgraded(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.upgraded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A protocol switch, WebSocket for instance: bytes are copied only after the provider's 101.
-    async fn upgrade(
-        &self,
-        snapshot: &Snapshot,
-        mut request: Request<Body>,
-        protocol: header::HeaderValue,
-    ) -> Result<Response<Body>, Refusal> {
-        let ours = hyper::upgrade::on(&mut request);
-        respond::hop_by_hop(request.headers_mut());
-        request
-            .headers_mut()
-            .insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(header::UPGRADE, protocol);
-        let sent = snapshot.upstreams.upgrade(&self.target, request).await;
-        let mut response = sent.map_err(|error| refusal_of(&error))?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let mut response = response.map(Body::passing);
-            respond::strip(response.headers_mut());
-            return Ok(response);
-        }
-        let theirs = hyper::upgrade::on(&mut response);
-        self.upgraded().spawn(async move {
-            // Either side may be gone by now, or go, or say nothing for too long; the other one sees a close.
-            if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
-                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                let _ = tunnel::copy(&mut ours, &mut theirs, &[], limits::TUNNEL_IDLE).await;
-            }
-        });
-        Ok(response.map(|_| Body::empty()))
     }
 }
 

@@ -34,6 +34,7 @@ pub mod decide;
 pub mod tunnel;
 pub mod ca;
 pub mod verify;
+pub mod sign;
 pub mod token;
 pub mod inject;
 pub mod upstream;

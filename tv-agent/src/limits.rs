@@ -39,6 +39,12 @@ pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(300);
 pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 /// Longest provider token that is taken, bytes.
 pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
+/// Largest JSON answer that a route's purge rule looks at, bytes.
+pub const PURGE_BODY_BYTES: usize = 64 * 1024;
+/// Most keys of a key set.
+pub const KEYS: usize = 16;
+/// Time to fetch a key set, connect to last byte.
+pub const KEYS_TIME: Duration = Duration::from_secs(5);
 /// Largest form that is searched for the caller's client credentials, bytes.
 pub const CREDENTIALS_BODY_BYTES: usize = 64 * 1024;
 /// Longest client id or secret of a caller, bytes.

@@ -8,9 +8,11 @@ use http::HeaderName;
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+pub mod credentials;
 mod selector;
 mod verify;
 
+pub use credentials::Credentials;
 pub use selector::{Selector, Verdict, covers};
 pub use verify::{Channel, Verify};
 
@@ -147,6 +149,7 @@ pub struct Route {
     pub login_hint: Option<Hint>,
     pub verify: Option<Verify>,
     pub on_missing_token: OnMissingToken,
+    pub credentials: Credentials,
     /// Which workloads it is for: any of these; empty: all.
     pub workloads: Vec<Selector>,
 }
@@ -271,6 +274,7 @@ mod tests {
             login_hint: None,
             verify: None,
             on_missing_token: OnMissingToken::Reject,
+            credentials: Credentials::default(),
             workloads: workloads.iter().map(|w| Selector::cgroup(*w)).collect(),
         }
     }

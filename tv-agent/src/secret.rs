@@ -1,6 +1,6 @@
 //! Tokens, keys and client secrets: no Debug, no Display, wiped on drop.
 //!
-//! `expose` is called in three files only, `inject.rs`, `token/exchange.rs` and `verify/introspect.rs`; `cargo xtask
+//! `expose` is called in `inject.rs`, its folder, `token/exchange.rs` and `verify/introspect.rs` only; `cargo xtask
 //! tidy` says so when that changes.
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};

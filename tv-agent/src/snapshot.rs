@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use crate::class::{Class, Refusal};
 use crate::decide::OnUnknownName;
 use crate::policy::Routes;
+use crate::sign::{KeySets, SigningVault};
 use crate::strays::Scope;
 use crate::token::Vault;
 use crate::upstream::Upstreams;
@@ -18,6 +19,9 @@ pub struct Snapshot {
     pub routes: Routes,
     pub vaults: HashMap<Arc<str>, Arc<Vault>>,
     pub verifiers: HashMap<Arc<str>, Arc<Verifier>>,
+    /// The vaults that sign tokens of our own.
+    pub signers: HashMap<Arc<str>, Arc<SigningVault>>,
+    pub keysets: KeySets,
     pub on_unknown_name: OnUnknownName,
     pub upstreams: Arc<Upstreams>,
     /// What should be captured.
@@ -26,11 +30,21 @@ pub struct Snapshot {
     pub pods: Arc<dyn PodFacts>,
 }
 
+/// Where a route's tokens come from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// A token endpoint.
+    Vault(&'a Arc<Vault>),
+    /// Ourselves.
+    Signer(&'a Arc<SigningVault>),
+}
+
 impl Snapshot {
     /// The vault that a route names. The configuration was checked for it, so its absence is our defect.
-    pub fn vault(&self, name: &str) -> Result<&Arc<Vault>, Refusal> {
-        self.vaults
-            .get(name)
+    pub fn source(&self, name: &str) -> Result<Source<'_>, Refusal> {
+        let vault = self.vaults.get(name).map(Source::Vault);
+        vault
+            .or_else(|| self.signers.get(name).map(Source::Signer))
             .ok_or_else(|| Refusal::new(Class::Internal, format!("the vault {name} is not loaded")))
     }
 

@@ -19,6 +19,7 @@ mod cache;
 mod error;
 mod exchange;
 mod flight;
+mod labels;
 mod pace;
 mod request;
 mod response;
@@ -28,6 +29,7 @@ mod when;
 pub use assertion::Signer;
 pub use cache::Cached;
 pub use error::{Answer, BuildError, Error, ErrorKind, Malformed};
+pub use labels::Filter;
 pub use request::Missing;
 pub use settings::{ClientAuth, Encoding, Kind, VaultSettings};
 pub use when::{Condition, Decision, decide};
@@ -193,6 +195,8 @@ pub struct Grant<'a> {
     pub user: Option<&'a str>,
     /// The caller's client credentials, where the vault is to use them.
     pub client: Option<&'a Arc<Client>>,
+    /// The route's name, for the cache's list.
+    pub route: &'a str,
 }
 
 impl<'a> Grant<'a> {
@@ -205,6 +209,7 @@ impl<'a> Grant<'a> {
             actor: None,
             user: None,
             client: None,
+            route: "",
         }
     }
 
@@ -303,7 +308,9 @@ impl Tokens {
         let failed = |kind| grant.vault.error(kind, grant.wanted);
         let key = Key::of(grant, own).map_err(|missing| failed(ErrorKind::Missing(missing)))?;
         let boarding = Boarding { grant, own, key };
-        match service.store.get(&key) {
+        let entry = service.store.get(&key);
+        service.store.labels.note(&boarding, entry.is_some());
+        match entry {
             Some(Entry::Good(good)) => {
                 service.metrics.cache_event("hit");
                 service.refresh_if_due(boarding, &good);
@@ -336,9 +343,10 @@ impl Tokens {
         rejection != Rejection::Believed
     }
 
-    /// Drops every token and every remembered failure. Pauses that vaults asked for stay.
-    pub fn flush(&self) {
-        self.0.store.flush();
+    /// Drops the tokens and remembered failures that are meant; returns how many. Pauses that vaults asked for
+    /// stay.
+    pub fn flush(&self, filter: &Filter) -> u64 {
+        self.0.store.flush(filter)
     }
 
     /// What is in the cache, without anything secret.

@@ -112,10 +112,18 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
             }
         })
         .collect();
-    let vaults = config.vaults;
+    let (vaults, signers) = (config.vaults, config.signers);
     let routes = Routes::new(config.routes);
     let found = routes.find(host, caller);
-    let facts = |route: &Route| Some(RouteFacts::new(route, host, &vaults.get(&route.vault)?.settings));
+    let facts = |route: &Route| {
+        let signer = || {
+            signers
+                .get(&route.vault)
+                .map(|signer| (&*route.vault, signer).into())
+        };
+        let obtain = vaults.get(&route.vault).map(Into::into).or_else(signer)?;
+        Some(RouteFacts::new(route, host, obtain))
+    };
     let (decision, why) = match (found, enrolled) {
         (_, Some(false)) => (
             "native",
@@ -254,14 +262,22 @@ mod tests {
         let routed = ask("gmail.googleapis.com", Some("/kubepods.slice/pod1"));
         assert_eq!(routed.decision, "terminate");
         assert_eq!(
-            routed.route.as_ref().unwrap().token_endpoint,
-            "https://t.example/oauth/token"
+            routed.route.as_ref().unwrap().obtain.token_endpoint.as_deref(),
+            Some("https://t.example/oauth/token")
         );
         assert_eq!(
             routed.addresses.iter().map(|a| a.redirected).collect::<Vec<_>>(),
             [false, true]
         );
         assert!(text(&routed).contains("connection google-oauth2"));
+        for line in [
+            "  the caller's token: header authorization\n",
+            "  a provider's own token, or one not of https://t.example/, is refused with 401\n",
+            "  the provider's token goes out in authorization, in the caller's scheme\n",
+            "    it is dropped when the provider answers 401\n",
+        ] {
+            assert!(text(&routed).contains(line), "{}", text(&routed));
+        }
         assert_eq!(ask("example.com", None).decision, "tunnel");
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
     }
@@ -310,5 +326,35 @@ mod tests {
             ..at(None)
         };
         assert_eq!(ask(&nameless).decision, "refuse", "its cgroup might be /batch");
+    }
+
+    #[test]
+    fn it_tells_how_tokens_come_and_go() {
+        let file = r#"
+vaults: { main: { kind: auth0_token_vault, domain: t.example, client_id: x, client_auth: { method: client_secret_post, secret: { env: S } } } }
+routes:
+  - name: slack
+    hosts: [slack.com]
+    vault: main
+    connection: slack
+    subject_from: [{ cookie: at }, { query: t }]
+    inject: { header: X-Key, scheme: none }
+    on_foreign_token: passthrough
+    purge: { statuses: [], json: { pointer: /ok, equals: false } }
+"#;
+        let config = Config::parse(file, std::path::Path::new("x"), &|_| Some("s".into())).unwrap();
+        let explained = explain(config, &HostName::parse("slack.com").unwrap(), &at(None), vec![]);
+        let text = text(&explained);
+        for line in [
+            "  the caller's token: header authorization, cookie at, query parameter t\n",
+            "  a provider's own token, or one not of https://t.example/, is passed through as it came\n",
+            "  inject: the provider's token goes out in x-key, by itself\n",
+            "    it is dropped when the provider answers false at /ok\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        let json = serde_json::to_value(&explained).unwrap();
+        assert_eq!(json["route"]["on_foreign_token"], "passthrough");
+        assert_eq!(json["route"]["purge_json"], serde_json::json!(["/ok", false]));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::{HostPattern, OnMissingToken, Route, Wanted};
+use crate::policy::{Credentials, HostPattern, OnMissingToken, Route, Wanted};
 
 /// Name, connection, hosts, and what happens without credentials.
 const TABLE: &[(&str, &str, &[&str], OnMissingToken)] = &[
@@ -86,6 +86,7 @@ pub fn routes(vault: &Arc<str>) -> Vec<Route> {
             login_hint: None,
             verify: None,
             on_missing_token: *on_missing_token,
+            credentials: Credentials::default(),
             workloads: Vec::new(),
         })
         .collect()

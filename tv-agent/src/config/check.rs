@@ -7,6 +7,9 @@ use serde_saphyr::Spanned;
 use super::raw::{self, Raw, SecretSource};
 use super::*;
 
+mod inject;
+mod keyset;
+mod route;
 mod target;
 mod vault;
 mod verifier;
@@ -56,16 +59,20 @@ impl Checker<'_> {
             })?),
             None => Some(default_metrics()),
         };
-        let mut vaults = BTreeMap::new();
-        for (name, vault) in raw.vaults {
-            let name: Arc<str> = name.into();
-            vaults.insert(name.clone(), self.vault(name, vault.value)?);
-        }
+        let keysets = self.keysets(raw.keysets)?;
+        let issuers = inject::issuers(&raw.vaults);
         let mut verifiers = BTreeMap::new();
         for (name, verifier) in raw.verifiers {
             let name: Arc<str> = name.into();
             verifiers.insert(name.clone(), self.verifier(&name, verifier)?);
         }
+        let (vaults, signers) = self.vaults(raw.vaults, &keysets, &verifiers)?;
+        let named = route::Named {
+            vaults: &vaults,
+            signers: &signers,
+            verifiers: &verifiers,
+            issuers: &issuers,
+        };
         let mut names = HashSet::new();
         let mut routes = Vec::new();
         for route in raw.routes {
@@ -78,20 +85,24 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &vaults, &verifiers)?);
+            routes.push(self.route(route.value, &named)?);
         }
+        let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         Ok(Config {
             intercept,
             port,
             drain,
             vaults,
             verifiers,
+            signers,
+            keysets,
+            keysets_dir: raw.keysets_dir.unwrap_or_else(|| keys_beside(&ca_dir)),
             routes,
             extra_roots: raw.upstream.extra_roots,
             socket: raw.admin.socket.unwrap_or_else(default_socket),
             metrics,
             metrics_asked: raw.admin.metrics.is_some(),
-            ca_dir: raw.ca.dir.unwrap_or_else(default_ca_dir),
+            ca_dir,
         })
     }
 
@@ -182,63 +193,6 @@ impl Checker<'_> {
         text.map(Secret::new).ok_or_else(|| {
             let problem = "gives no secret; allowed: { env: NAME } of a variable that is set, or { file: PATH } of a readable file that is not empty";
             self.value(key, at, source, problem)
-        })
-    }
-
-    fn route(
-        &self,
-        raw: raw::Route,
-        vaults: &BTreeMap<Arc<str>, VaultConfig>,
-        verifiers: &BTreeMap<Arc<str>, VerifierConfig>,
-    ) -> Result<Route, Error> {
-        let name = &raw.name.value;
-        let key = |rest: &str| format!("routes.{name}.{rest}");
-        if name.is_empty() {
-            return Err(self.value("routes[].name", &raw.name, "", "is empty; allowed: a name"));
-        }
-        let Some((vault, _)) = vaults.get_key_value(raw.vault.value.as_str()) else {
-            let known: Vec<&str> = vaults.keys().map(|k| &**k).collect();
-            let problem = format!("is no vault of this file; allowed: {}", known.join(", "));
-            return Err(self.value(&key("vault"), &raw.vault, &raw.vault.value, problem));
-        };
-        let wanted = self.wanted(&raw, &vaults[vault].settings)?;
-        let login_hint = match &raw.login_hint {
-            Some(at) => Some(self.hint(&key("login_hint"), at)?),
-            None => None,
-        };
-        if raw.hosts.is_empty() {
-            return Err(self.value(
-                &key("hosts"),
-                &raw.name,
-                "[]",
-                "is empty; allowed: at least one host",
-            ));
-        }
-        let hosts = raw
-            .hosts
-            .iter()
-            .map(|at| {
-                HostPattern::parse(&at.value)
-                    .map_err(|problem| self.value(&key("hosts"), at, &at.value, problem.to_string()))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let selectors = raw.workloads.into_iter();
-        let workloads = selectors
-            .map(|at| self.selector(&key("workloads"), at))
-            .collect::<Result<Vec<_>, _>>()?;
-        let verify = match &raw.verify {
-            Some(at) => Some(self.verify(&key("verify"), at, verifiers)?),
-            None => None,
-        };
-        Ok(Route {
-            name: name.as_str().into(),
-            hosts,
-            vault: vault.clone(),
-            wanted: Arc::new(wanted),
-            login_hint,
-            verify,
-            on_missing_token: raw.on_missing_token,
-            workloads,
         })
     }
 

@@ -9,7 +9,10 @@ use serde_saphyr::Spanned;
 use super::workloads;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
+use crate::policy::credentials::OnForeignToken;
 
+pub mod inject;
+pub mod keyset;
 pub mod vault;
 mod verifier;
 
@@ -23,6 +26,9 @@ pub struct Raw {
     pub listen: Listen,
     pub vaults: BTreeMap<String, Spanned<Vault>>,
     pub verifiers: BTreeMap<String, Spanned<Verifier>>,
+    pub keysets: BTreeMap<String, Spanned<keyset::KeySet>>,
+    /// Where generated keys are kept.
+    pub keysets_dir: Option<PathBuf>,
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
@@ -95,6 +101,14 @@ pub struct Route {
     pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
+    #[serde(default)]
+    pub on_foreign_token: OnForeignToken,
+    #[serde(default)]
+    pub inject: inject::Inject,
+    #[serde(default)]
+    pub subject_from: Vec<Spanned<inject::Place>>,
+    #[serde(default)]
+    pub purge: inject::Purge,
     #[serde(default)]
     pub workloads: Vec<Spanned<workloads::Raw>>,
 }

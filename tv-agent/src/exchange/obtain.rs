@@ -7,8 +7,9 @@ use http::request::Parts;
 use http::{HeaderName, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde_json::{Map, Value};
 
+use super::sign;
+use super::verify::{Claims, Tokens};
 use crate::addr::HostName;
 use crate::body::Body;
 use crate::class::{Class, Refusal};
@@ -16,16 +17,31 @@ use crate::inject::{self, Presented};
 use crate::limits;
 use crate::policy::{Hint, Route};
 use crate::secret::Secret;
+use crate::snapshot::Source;
 use crate::token::settings::{ActorFrom, CallerCredentials, ClientCredentials, Kind, Place, VaultSubject};
 use crate::token::{self, Client, Decision, Grant, Vault};
 
-/// Claims of the caller's token, verified.
-pub(super) type Claims = Map<String, Value>;
+/// The caller's token. None where the vault takes the caller's client credentials, and nobody verifies a token.
+///
+/// # Errors
+/// When there are credentials that nobody takes.
+pub(super) fn presented(
+    head: &Parts,
+    host: &HostName,
+    route: &Route,
+    source: Source<'_>,
+) -> Result<Option<Presented>, Refusal> {
+    if callers(source).is_some() && route.verify.is_none() {
+        return Ok(None);
+    }
+    inject::presented(&head.headers, &head.uri, host, &route.credentials).map_err(inject::Error::refusal)
+}
 
 /// What was taken off one request.
 #[derive(Default)]
 pub(super) struct Brought {
     pub presented: Option<Presented>,
+    pub verified: Tokens,
     login_hint: Option<String>,
     user: Option<String>,
     actor: Option<Arc<Secret>>,
@@ -35,38 +51,55 @@ pub(super) struct Brought {
 }
 
 impl Brought {
-    /// Takes off the head what the vault's kind and the route name. `claims`: of the caller's verified token.
+    /// Takes off the head what the source and the route name, and what only we may say there.
     ///
     /// # Errors
     /// When something stands there that is not what it should be; nothing may be forwarded then.
     pub fn take(
         head: &mut Parts,
-        host: &HostName,
+        presented: Option<Presented>,
         route: &Route,
-        vault: &Vault,
-        claims: Option<&Claims>,
-    ) -> Result<Self, inject::Error> {
+        source: Source<'_>,
+        verified: Tokens,
+    ) -> Result<Self, Refusal> {
+        let brought = Self {
+            presented,
+            verified,
+            ..Self::default()
+        };
+        let taken = match source {
+            Source::Vault(vault) => brought.take_for(head, route, vault),
+            Source::Signer(signer) => {
+                for header in sign::headers(signer) {
+                    head.headers.remove(header);
+                }
+                Ok(brought)
+            }
+        };
+        taken.map_err(inject::Error::refusal)
+    }
+
+    fn take_for(mut self, head: &mut Parts, route: &Route, vault: &Vault) -> Result<Self, inject::Error> {
         let kind = &vault.settings().kind;
-        let mut brought = Self::default();
-        match callers(kind) {
-            Some(places) => brought.client = inject::take_client(head, places)?.map(Arc::new),
-            None => brought.presented = inject::presented(&head.headers, host)?,
+        let claims = self.verified.claims();
+        if let Some(places) = callers_of(kind) {
+            self.client = inject::take_client(head, places)?.map(Arc::new);
         }
         let mut word = |hint: &Hint| match hint {
             Hint::Fixed(text) => Ok(Some(text.to_string())),
             Hint::Header(name) => inject::take_header(&mut head.headers, name),
             Hint::Claim(path) => Ok(claim(claims, path)),
         };
-        brought.login_hint = route.login_hint.as_ref().map(&mut word).transpose()?.flatten();
+        self.login_hint = route.login_hint.as_ref().map(&mut word).transpose()?.flatten();
         match kind {
             Kind::TokenVault(vault) => {
                 if let VaultSubject::Worker(worker) = &vault.subject {
-                    brought.user = word(&worker.user)?;
+                    self.user = word(&worker.user)?;
                 }
             }
             Kind::TokenExchange(exchange) => match exchange.actor.as_ref().map(|actor| &actor.from) {
-                Some(ActorFrom::Config(secret)) => brought.actor = Some(secret.clone()),
-                Some(ActorFrom::Header(name)) => brought.actor = actor(head, name)?,
+                Some(ActorFrom::Config(secret)) => self.actor = Some(secret.clone()),
+                Some(ActorFrom::Header(name)) => self.actor = actor(head, name)?,
                 Some(ActorFrom::Own) | None => {}
             },
             Kind::ClientCredentials(ClientCredentials { forward_identity, .. }) => {
@@ -76,7 +109,7 @@ impl Brought {
                 }
             }
         }
-        Ok(brought)
+        Ok(self)
     }
 
     /// Takes client credentials out of a form, where the vault looks there. Other bodies stay where they are.
@@ -86,10 +119,10 @@ impl Brought {
     pub async fn take_body(
         &mut self,
         head: &mut Parts,
-        vault: &Vault,
+        source: Source<'_>,
         body: &mut Option<Incoming>,
     ) -> Result<(), Refusal> {
-        let places = callers(&vault.settings().kind).filter(|places| places.from.contains(&Place::Body));
+        let places = callers(source).filter(|places| places.from.contains(&Place::Body));
         let Some(places) = places.filter(|_| inject::is_form(&head.headers)) else {
             return Ok(());
         };
@@ -125,28 +158,43 @@ impl Brought {
     }
 
     /// Whether nothing was brought that the vault could work with.
-    pub fn lacks_credentials(&self, vault: &Vault) -> bool {
-        let kind = &vault.settings().kind;
-        match callers(kind) {
-            Some(_) => self.client.is_none(),
-            None => kind.needs_subject() && self.presented.is_none(),
+    pub fn lacks_credentials(&self, source: Source<'_>) -> bool {
+        match source {
+            Source::Signer(_) => self.verified.access.is_none(),
+            Source::Vault(_) if callers(source).is_some() => self.client.is_none(),
+            Source::Vault(vault) => vault.settings().kind.needs_subject() && self.presented.is_none(),
         }
     }
 
     /// Whether the caller's token is one that the vault exchanges. A look into an unverified token is enough to
     /// decide that, since the token endpoint judges it; it is never enough to let one pass.
-    pub fn decide(&self, vault: &Vault, claims: Option<&Claims>) -> Decision {
+    pub fn decide(&self, vault: &Vault) -> Decision {
         let conditions = &vault.settings().when;
         let (Some(presented), false) = (&self.presented, conditions.is_empty()) else {
             return Decision::Exchange;
         };
-        match claims {
+        match self.verified.claims() {
             Some(claims) => token::decide(conditions, Some(claims)),
             None => {
                 let peeked = presented.subject.jwt_claims_unverified::<Claims>();
                 token::decide(conditions, peeked.ok().as_ref())
             }
         }
+    }
+
+    /// A token that is not exchanged goes on as it came, Kong's way: it is one for the target already.
+    ///
+    /// # Errors
+    /// When no verifier has accepted it.
+    pub fn is_verified(&self, vault: &Vault) -> Result<(), Refusal> {
+        if self.verified.access.is_some() {
+            return Ok(());
+        }
+        let text = format!(
+            "the vault {} exchanges no token like this one (its conditions under `when`), and nothing has verified it",
+            vault.settings().name
+        );
+        Err(Refusal::new(Class::InvalidToken, text))
     }
 
     pub fn grant<'a>(&'a self, vault: &'a Arc<Vault>, route: &'a Route) -> Grant<'a> {
@@ -156,12 +204,21 @@ impl Brought {
             actor: self.actor.as_ref(),
             user: self.user.as_deref(),
             client: self.client.as_ref(),
+            route: &route.name,
             ..Grant::new(vault, &route.wanted)
         }
     }
 }
 
-fn callers(kind: &Kind) -> Option<&CallerCredentials> {
+/// Where the caller's client credentials stand, for a vault that takes them.
+fn callers(source: Source<'_>) -> Option<&CallerCredentials> {
+    match source {
+        Source::Vault(vault) => callers_of(&vault.settings().kind),
+        Source::Signer(_) => None,
+    }
+}
+
+fn callers_of(kind: &Kind) -> Option<&CallerCredentials> {
     match kind {
         Kind::ClientCredentials(settings) => settings.credentials.as_ref(),
         Kind::TokenVault(_) | Kind::TokenExchange(_) => None,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
+use serde_json::{Map, Value};
 
 use crate::class::{Class, Refusal};
 use crate::inject::Presented;
@@ -15,18 +16,31 @@ use crate::verify::Verified;
 #[derive(Default)]
 pub(super) struct Tokens {
     pub access: Option<Verified>,
-    pub channel: Option<Verified>,
+    /// And the token itself.
+    pub channel: Option<(Verified, Arc<Secret>)>,
 }
 
+/// Claims of a verified token.
+pub(super) type Claims = Map<String, Value>;
+
 impl Tokens {
+    /// Those of the access token.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.access.as_ref().map(|token| &*token.claims)
+    }
+
     /// Who the caller is: by the access token, else by the channel token.
     pub fn identity(&self) -> Option<&str> {
-        let mut tokens = self.access.iter().chain(&self.channel);
+        let mut tokens = self
+            .access
+            .iter()
+            .chain(self.channel.as_ref().map(|(token, _)| token));
         tokens.find_map(|token| token.identity.as_deref())
     }
 }
 
-/// Verifies what the route demands, and takes the channel token off `headers`.
+/// Verifies what the route demands, and takes the channel token off `headers`. `foreign`: the token presented is none
+/// that is meant for us, and goes on as it came.
 ///
 /// # Errors
 /// When a token is missing or not accepted, or cannot be checked now: nothing goes on unverified.
@@ -34,6 +48,7 @@ pub(super) async fn verify(
     snapshot: &Snapshot,
     route: &Route,
     presented: Option<&Presented>,
+    foreign: bool,
     headers: &mut HeaderMap,
 ) -> Result<Tokens, Refusal> {
     let Some(wanted) = &route.verify else {
@@ -41,27 +56,28 @@ pub(super) async fn verify(
     };
     let channel = channel(wanted, headers)?;
     let access = presented.map(|presented| presented.subject.clone());
-    if access.is_none() && !wanted.optional && route.on_missing_token == OnMissingToken::Passthrough {
+    let access = access.filter(|_| !foreign);
+    if presented.is_none() && !wanted.optional && route.on_missing_token == OnMissingToken::Passthrough {
         return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
     }
     Ok(Tokens {
-        access: check(snapshot, &wanted.access, access, "access token").await?,
-        channel: match &wanted.channel {
-            Some(wanted) => check(snapshot, &wanted.verifier, channel, "channel token").await?,
+        access: match access {
+            Some(token) => Some(check(snapshot, &wanted.access, &token, "access token").await?),
             None => None,
+        },
+        channel: match (&wanted.channel, channel) {
+            (Some(wanted), Some(token)) => {
+                let verified = check(snapshot, &wanted.verifier, &token, "channel token").await?;
+                Some((verified, token))
+            }
+            _ => None,
         },
     })
 }
 
-async fn check(
-    snapshot: &Snapshot,
-    verifier: &str,
-    token: Option<Arc<Secret>>,
-    what: &str,
-) -> Result<Option<Verified>, Refusal> {
-    let Some(token) = token else { return Ok(None) };
-    let checked = snapshot.verifier(verifier)?.check(&token).await;
-    checked.map(Some).map_err(|error| error.refusal(what))
+async fn check(snapshot: &Snapshot, verifier: &str, token: &Secret, what: &str) -> Result<Verified, Refusal> {
+    let checked = snapshot.verifier(verifier)?.check(token).await;
+    checked.map_err(|error| error.refusal(what))
 }
 
 /// The channel token, with or without a scheme before it.

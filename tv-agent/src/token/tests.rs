@@ -79,7 +79,7 @@ async fn the_second_request_comes_from_the_cache() {
         ),
         (1, 1, 1)
     );
-    tokens.flush();
+    tokens.flush(&Filter::default());
     assert!(tokens.is_empty());
     tokens.obtain(grant(&vault, &subject)).await.unwrap();
     assert_eq!(fake.count(), 2);
@@ -337,7 +337,7 @@ async fn a_rate_limit_pauses_the_whole_vault_and_only_it() {
     let other = Fake::always(Answer::token("other", 3600)).await;
     assert!(tokens.obtain(grant(&other.vault(), &subject("a"))).await.is_ok());
     // A reload does not lift the pause, nor does a flush.
-    tokens.flush();
+    tokens.flush(&Filter::default());
     assert_eq!(
         refused(&tokens, grant(&limited.vault(), &subject("a")))
             .await
@@ -735,4 +735,73 @@ async fn a_refusal_says_how_to_connect_the_account() {
         assert!(!error.to_string().contains("raw words"));
         assert!(error.source().unwrap().to_string().contains("raw words"));
     }
+}
+
+#[tokio::test]
+async fn the_list_says_whose_an_entry_is_and_a_flush_takes_what_is_meant() {
+    let fake = Fake::always(Answer::token("provider", 3600)).await;
+    let ((tokens, _), vault) = (tokens(), fake.vault());
+    let (alice, bob) = (subject("subject-of-alice"), subject("subject-of-bob"));
+    let ask = async |subject: &Arc<Secret>, connection: &str, route: &str| {
+        let wanted = Arc::new(Wanted::connection(connection));
+        let grant = Grant {
+            wanted: &wanted,
+            route,
+            ..grant(&vault, subject)
+        };
+        tokens.obtain(grant).await.unwrap();
+    };
+    let fill = async || {
+        ask(&alice, "github", "a").await;
+        ask(&alice, "github", "b").await;
+        ask(&alice, "google", "b").await;
+        ask(&bob, "github", "a").await;
+    };
+    fill().await;
+    let mut rows = tokens.list();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.hits));
+    assert_eq!(rows.len(), 3);
+    assert_eq!(
+        (rows[0].hits, rows[0].routes.clone()),
+        (1, vec!["a".to_owned(), "b".to_owned()])
+    );
+    assert!(rows[1..].iter().all(|row| row.hits == 0));
+    assert!(
+        rows.iter()
+            .all(|row| row.vault == *vault.settings().name && row.subject.len() == 16)
+    );
+    let shown = format!("{rows:?}");
+    assert!(
+        !shown.contains("subject-of") && !shown.contains("provider"),
+        "{shown}"
+    );
+    let whose = rows[0].subject.clone();
+    assert_eq!(rows.iter().filter(|row| row.subject == whose).count(), 2);
+
+    let by = |route: Option<&str>, vault: Option<&str>, subject: Option<&str>| {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        tokens.flush(&Filter {
+            route: own(route),
+            vault: own(vault),
+            subject: own(subject),
+        })
+    };
+    assert_eq!(by(Some("none"), None, None), 0);
+    assert_eq!(by(None, Some("none"), None), 0);
+    assert_eq!(by(None, None, Some("ffffffffffffffff")), 0);
+    assert_eq!(
+        by(Some("b"), Some("none"), None),
+        0,
+        "every part that is given counts"
+    );
+    // The entry that two routes share goes with either.
+    assert_eq!(by(Some("b"), None, None), 2);
+    assert_eq!(tokens.len(), 1);
+    fill().await;
+    assert_eq!(by(None, None, Some(&whose[..8].to_uppercase())), 2);
+    assert_eq!(by(None, Some(&vault.settings().name), Some(&whose)), 0);
+    assert_eq!(by(None, Some(&vault.settings().name), None), 1);
+    assert!(tokens.is_empty());
+    fill().await;
+    assert_eq!(by(None, None, None), 3);
 }

@@ -5,6 +5,7 @@ use serde_saphyr::Spanned;
 use super::super::Error;
 use super::super::raw::{self, vault::OneOrMore};
 use super::Checker;
+use super::route::line;
 use crate::policy::Wanted;
 use crate::token::VaultSettings;
 use crate::token::settings::{Kind, Preset};
@@ -22,25 +23,14 @@ impl Checker<'_> {
             }
             Ok(list)
         };
-        let idle = |name: &str, line: Option<u64>| match line {
-            None => Ok(()),
-            Some(line) => Err(Error::Value {
-                file: self.file.to_owned(),
-                line,
-                key: key(name),
-                value: String::new(),
-                problem: format!(
-                    "does nothing with vault {}, which is of kind {}; allowed: only what that kind takes",
-                    vault.name,
-                    vault.kind.label()
-                ),
-            }),
-        };
-        let line_of = |at: &Option<Spanned<OneOrMore>>| at.as_ref().map(|at| at.referenced.line());
+        let label = vault.kind.label();
         match &vault.kind {
             Kind::TokenVault(_) => {
-                idle("audience", line_of(&raw.audience))?;
-                idle("resource", line_of(&raw.resource))?;
+                let given = [
+                    ("audience", raw.audience.as_ref().map(line)),
+                    ("resource", raw.resource.as_ref().map(line)),
+                ];
+                self.idle(raw, &given, label)?;
                 let problem = "is empty; allowed: the name of an Auth0 connection, such as google-oauth2";
                 match &raw.connection {
                     Some(at) if at.value.is_empty() => {
@@ -51,14 +41,11 @@ impl Checker<'_> {
                 }
             }
             Kind::TokenExchange(_) | Kind::ClientCredentials(_) => {
-                idle(
-                    "connection",
-                    raw.connection.as_ref().map(|at| at.referenced.line()),
-                )?;
-                idle(
-                    "login_hint",
-                    raw.login_hint.as_ref().map(|at| at.referenced.line()),
-                )?;
+                let given = [
+                    ("connection", raw.connection.as_ref().map(line)),
+                    ("login_hint", raw.login_hint.as_ref().map(line)),
+                ];
+                self.idle(raw, &given, label)?;
             }
         }
         let wanted = Wanted {

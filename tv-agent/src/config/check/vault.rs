@@ -1,5 +1,6 @@
 //! `vaults:`: which keys go with which kind, and what their values may be.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use serde_saphyr::Spanned;
 use url::Url;
 
 use super::super::raw::vault as raw;
-use super::super::{Error, VaultConfig, endpoint_of};
+use super::super::{Error, VaultConfig, VerifierConfig, endpoint_of};
 use super::Checker;
 use crate::limits;
 use crate::policy::{Hint, Wanted};
@@ -187,22 +188,32 @@ impl At<'_> {
 }
 
 impl Checker<'_> {
-    pub(super) fn vault(&self, name: Arc<str>, raw: raw::Vault) -> Result<VaultConfig, Error> {
+    pub(super) fn vault(
+        &self,
+        name: Arc<str>,
+        raw: raw::Vault,
+        verifiers: &BTreeMap<Arc<str>, VerifierConfig>,
+    ) -> Result<VaultConfig, Error> {
         let kind = match raw.kind.value {
             raw::Kind::Auth0TokenVault => "auth0_token_vault",
             raw::Kind::TokenExchange => "token_exchange",
             raw::Kind::OnBehalfOf => "on_behalf_of",
             raw::Kind::ClientCredentials => "client_credentials",
-            raw::Kind::JwtSigner => {
-                let key = format!("vaults.{name}.kind");
-                let problem = "is not available in this version; allowed: auth0_token_vault, token_exchange, on_behalf_of or client_credentials";
-                return Err(self.value(&key, &raw.kind, "jwt_signer", problem));
-            }
+            // Read by `vaults` in keyset.rs.
+            raw::Kind::JwtSigner => "jwt_signer",
         };
         let at = At {
             checker: self,
             name: name.clone(),
             kind,
+        };
+        let validate = match &raw.validate {
+            Some(given) if !verifiers.contains_key(given.value.as_str()) => {
+                let known: Vec<&str> = verifiers.keys().map(|name| &**name).collect();
+                let problem = format!("is no verifier of this file; allowed: {}", known.join(", "));
+                return Err(at.wrong("validate", given, &given.value, problem));
+            }
+            given => given.as_ref().map(|given| given.value.as_str().into()),
         };
         let (token_endpoint, discover) = at.endpoint(&raw)?;
         let kind = at.kind(&raw)?;
@@ -235,6 +246,7 @@ impl Checker<'_> {
                 when: conditions(&raw),
             },
             extra_roots: raw.extra_roots,
+            validate,
         })
     }
 

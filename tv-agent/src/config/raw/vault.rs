@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::SecretSource;
+use super::{SecretSource, keyset};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +34,7 @@ pub struct Vault {
     pub grant_type: Option<Spanned<String>>,
     pub subject_token_type: Option<Spanned<String>>,
     pub actor: Option<Spanned<Actor>>,
+    pub validate: Option<Spanned<String>>,
     // and client_credentials
     pub audience: Option<Spanned<OneOrMore>>,
     pub resource: Option<Spanned<OneOrMore>>,
@@ -42,6 +43,32 @@ pub struct Vault {
     // client_credentials
     pub credentials: Option<Spanned<Credentials>>,
     pub forward_identity: Option<Spanned<ForwardIdentity>>,
+    // jwt_signer, beside issuer
+    pub keyset: Option<Spanned<String>>,
+    pub algorithm: Option<Spanned<String>>,
+    pub expiry_leeway_seconds: Option<Spanned<i64>>,
+    pub add_claims: Option<Spanned<keyset::Claims>>,
+    pub set_claims: Option<Spanned<keyset::Claims>>,
+    pub remove_claims: Option<Vec<Spanned<String>>>,
+    pub original_token_header: Option<Spanned<String>>,
+    pub channel: Option<Spanned<keyset::Channel>>,
+}
+
+impl Vault {
+    /// What a `jwt_signer` says, taken out; the issuer is left where it stands, since others have one too.
+    pub fn take_signing(&mut self) -> (keyset::Signing, Option<Spanned<keyset::Channel>>) {
+        let signing = keyset::Signing {
+            keyset: self.keyset.take(),
+            algorithm: self.algorithm.take(),
+            issuer: None,
+            expiry_leeway_seconds: self.expiry_leeway_seconds.take(),
+            add_claims: self.add_claims.take(),
+            set_claims: self.set_claims.take(),
+            remove_claims: self.remove_claims.take(),
+            original_token_header: self.original_token_header.take(),
+        };
+        (signing, self.channel.take())
+    }
 }
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq)]

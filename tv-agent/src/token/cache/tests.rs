@@ -291,7 +291,7 @@ fn entries_end_each_at_its_own_time() {
     assert!(store.get(&key(3)).is_none());
     assert!(matches!(store.get(&key(4)), Some(Entry::Good(_))));
     // (moka frees ended entries with a timer wheel of about a second, so `len` is no witness here.)
-    store.flush();
+    store.flush(&Filter::default());
     assert_eq!(store.len(), 0);
 }
 

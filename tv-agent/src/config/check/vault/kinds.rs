@@ -24,6 +24,7 @@ impl At<'_> {
             self.only_for("grant_type", raw.grant_type.as_ref(), EXCHANGES)?;
             self.only_for("subject_token_type", raw.subject_token_type.as_ref(), EXCHANGES)?;
             self.only_for("actor", raw.actor.as_ref(), EXCHANGES)?;
+            self.only_for("validate", raw.validate.as_ref(), EXCHANGES)?;
             self.only_for("when", raw.when.as_ref(), EXCHANGES)?;
         }
         if raw.kind.value != raw::Kind::Auth0TokenVault {
