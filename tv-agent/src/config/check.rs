@@ -48,6 +48,7 @@ impl Checker<'_> {
             None => Some(default_metrics()),
         };
         let keysets = self.keysets(raw.keysets)?;
+        let issuers = inject::issuers(&raw.vaults);
         let (vaults, signers) = self.vaults(raw.vaults, &keysets)?;
         let mut names = HashSet::new();
         let mut routes = Vec::new();
@@ -61,7 +62,7 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &vaults, &signers)?);
+            routes.push(self.route(route.value, &vaults, &signers, &issuers)?);
         }
         let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         Ok(Config {
@@ -258,13 +259,14 @@ impl Checker<'_> {
         raw: raw::Route,
         vaults: &BTreeMap<Arc<str>, VaultConfig>,
         signers: &BTreeMap<Arc<str>, sign::VaultSettings>,
+        issuers: &BTreeMap<String, Issuer>,
     ) -> Result<Route, Error> {
         let name = &raw.name.value;
         let key = |rest: &str| format!("routes.{name}.{rest}");
         if name.is_empty() {
             return Err(self.value("routes[].name", &raw.name, "", "is empty; allowed: a name"));
         }
-        let Some((vault, facts)) = vaults.get_key_value(raw.vault.value.as_str()) else {
+        let Some((vault, _)) = vaults.get_key_value(raw.vault.value.as_str()) else {
             let known: Vec<&str> = vaults.keys().map(|k| &**k).collect();
             let problem = if signers.contains_key(raw.vault.value.as_str()) {
                 "signs claims that were verified, and this route verifies nothing"
@@ -299,9 +301,8 @@ impl Checker<'_> {
                 "is no cgroup; allowed: a path below the cgroup2 mount, with * for part of a component";
             return Err(self.value(&key("workloads"), at, &at.value, problem));
         }
-        let endpoint = &facts.settings.token_endpoint;
-        let issuers = vec![Issuer::At(endpoint.authority().to_owned())];
-        let credentials = self.credentials(&raw, issuers)?;
+        let issuers = issuers.get(&raw.vault.value).cloned();
+        let credentials = self.credentials(&raw, issuers.into_iter().collect())?;
         Ok(Route {
             name: name.as_str().into(),
             hosts,

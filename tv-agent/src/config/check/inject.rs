@@ -1,5 +1,7 @@
 //! A route's credentials, checked.
 
+use std::collections::BTreeMap;
+
 use http::header::{self, HeaderName};
 use serde_saphyr::Spanned;
 
@@ -22,6 +24,17 @@ const TAKEN: [HeaderName; 9] = [
     header::UPGRADE,
     header::EXPECT,
 ];
+
+/// Whose tokens each vault takes, where that is known: Auth0's issuer is at its domain. A token endpoint tells
+/// nothing, for it may stand behind another name than the issuer's.
+pub(super) fn issuers(vaults: &BTreeMap<String, Spanned<raw::Vault>>) -> BTreeMap<String, Issuer> {
+    let of = |(name, vault): (&String, &Spanned<raw::Vault>)| {
+        let domain = vault.value.domain.as_ref()?;
+        let host = crate::addr::HostName::parse(&domain.value)?;
+        Some((name.clone(), Issuer::At(host.to_string())))
+    };
+    vaults.iter().filter_map(of).collect()
+}
 
 impl Checker<'_> {
     /// `issuers`: whose tokens the route's vault or verifier takes.
