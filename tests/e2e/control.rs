@@ -85,9 +85,10 @@ fn a_daemon_says_what_it_did() {
             "{rows:?}"
         );
         assert_eq!(world.auth0.count(&user), 1);
-        let (key, subject) = (&rows[0]["vault"], rows[0]["subject"].as_str().unwrap());
+        let row = rows.iter().find(|row| row["state"] == "token").unwrap();
+        let subject = row["subject"].as_str().unwrap();
         assert_eq!(
-            (key, rows[0]["hits"].as_u64(), &rows[0]["routes"][0]),
+            (&row["vault"], row["hits"].as_u64(), &row["routes"][0]),
             (&"main".into(), Some(1), &"github".into())
         );
         assert_eq!(json(&["cache", "flush", "--route", "google"]), [0]);

@@ -5,6 +5,8 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use serde_json::json;
 use tv_tests::flow::{Flow, HOST, PROVIDER, SUBJECT, Setup, empty};
 
+use tv_agent::policy::credentials::Issuer;
+
 use crate::inject::route;
 
 const OWN: &str = "ghp_a-token-of-the-providers-own-0001";
@@ -14,6 +16,15 @@ fn other_issuer() -> String {
     let part = |value: serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let claims = json!({ "iss": "https://accounts.google.com", "sub": "1" });
     format!("{}.{}.c2ln", part(json!({ "alg": "RS256" })), part(claims))
+}
+
+/// A flow whose vault is that of a tenant by its name, as `domain` in a configuration makes it.
+async fn flow(more: serde_json::Value) -> Flow {
+    let flow = Setup::default().start().await;
+    let mut config = flow.config(route(more));
+    config.routes[0].credentials.issuers = vec![Issuer::At("tenant.eu.auth0.com".into())];
+    flow.agent.reload(config).unwrap();
+    flow
 }
 
 async fn send(flow: &Flow, h2: bool, authorization: &str) -> tv_tests::flow::Answer {
@@ -30,7 +41,7 @@ async fn send(flow: &Flow, h2: bool, authorization: &str) -> tv_tests::flow::Ans
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_token_is_refused_by_default_and_told_how_to_be_allowed() {
-    let flow = Setup::default().start().await;
+    let flow = flow(json!({})).await;
     for (token, what) in [
         (OWN.to_owned(), "GitHub"),
         (other_issuer(), "https://accounts.google.com"),
@@ -56,9 +67,7 @@ async fn a_foreign_token_is_refused_by_default_and_told_how_to_be_allowed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_token_may_pass_as_it_came_and_others_are_still_swapped() {
-    let flow = Setup::default().start().await;
-    let config = flow.config(route(json!({ "on_foreign_token": "passthrough" })));
-    flow.agent.reload(config).unwrap();
+    let flow = flow(json!({ "on_foreign_token": "passthrough" })).await;
     flow.origin.accept(OWN, "bob");
     let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{OWN}:")));
     for authorization in [
@@ -93,9 +102,7 @@ async fn a_foreign_token_may_pass_as_it_came_and_others_are_still_swapped() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_token_may_be_exchanged_all_the_same() {
-    let flow = Setup::default().start().await;
-    let config = flow.config(route(json!({ "on_foreign_token": "exchange" })));
-    flow.agent.reload(config).unwrap();
+    let flow = flow(json!({ "on_foreign_token": "exchange" })).await;
     let token = other_issuer();
     flow.auth0.connect(&token, "example", PROVIDER, 3600);
     flow.origin.forbid(&token);
@@ -103,4 +110,18 @@ async fn a_foreign_token_may_be_exchanged_all_the_same() {
         assert_eq!(send(&flow, h2, &format!("Bearer {token}")).await.status, 200);
     }
     assert_eq!(flow.auth0.count(&token), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vault_of_which_only_the_endpoint_is_known_takes_any_issuers_tokens() {
+    let flow = Setup::default().start().await;
+    let token = other_issuer();
+    flow.auth0.connect(&token, "example", PROVIDER, 3600);
+    flow.origin.forbid(&token);
+    assert_eq!(send(&flow, false, &format!("Bearer {token}")).await.status, 200);
+    assert_eq!(flow.auth0.count(&token), 1);
+    assert_eq!(
+        send(&flow, false, &format!("Bearer {OWN}")).await.refusal().0,
+        401
+    );
 }

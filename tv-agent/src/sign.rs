@@ -127,8 +127,8 @@ impl Signer {
         &self.settings
     }
 
-    /// A token of ours with `claims`, which must have been verified, edited. `now` is in seconds since 1970. An
-    /// RSA signature takes about a millisecond: cache what is returned until it expires.
+    /// A token of ours with `claims`, which must have been verified, edited. `now` is in seconds since 1970. It signs
+    /// each time: cache what is returned until it expires.
     ///
     /// # Errors
     /// [`Error::class`] says whose fault it is.

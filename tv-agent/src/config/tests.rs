@@ -105,6 +105,17 @@ fn a_route_says_how_tokens_come_and_go() {
         ..Credentials::default()
     };
     assert_eq!(config.routes[0].credentials, default);
+    // Another name than the issuer's may stand before a token endpoint.
+    let by_endpoint = GOOD.replace(
+        "domain: tenant.eu.auth0.com",
+        "token_endpoint: https://t.example/token",
+    );
+    assert!(
+        parse(&by_endpoint).unwrap().routes[0]
+            .credentials
+            .issuers
+            .is_empty()
+    );
 }
 
 #[test]
