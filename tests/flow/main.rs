@@ -16,6 +16,8 @@ mod provider;
 mod purge;
 mod reload;
 mod secrets;
+mod signer;
+mod steps;
 mod storm;
 mod tunnels;
 mod upgrades;

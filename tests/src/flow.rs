@@ -139,14 +139,13 @@ impl Setup {
             listen_v4: LOOPBACK,
             listen_v6: None,
         };
-        let config = configuration(
+        let config = parse(&document(
             &auth0,
             dir.path(),
-            json!({}),
             routes(),
             self.vault_timeout,
             self.on_unknown_name,
-        );
+        ));
         let agent = Agent::start(config, wiring).await.expect("an agent");
         Flow {
             agent,
@@ -193,27 +192,18 @@ impl Flow {
         self.dir.path()
     }
 
-    /// As [`Flow::config`], with further vaults, which trust what the first one trusts.
+    /// As [`Flow::config`], with further vaults.
     pub fn config_vaults(&self, vaults: Value, routes: Value) -> Config {
-        configuration(
-            &self.auth0,
-            self.dir.path(),
-            vaults,
-            routes,
-            self.vault_timeout,
-            self.on_unknown_name,
-        )
+        self.config_more(json!({ "vaults": vaults }), routes)
     }
 
-    /// As [`Flow::config`], with verifiers; they trust the flow's root, as vaults and upstreams do.
-    pub fn config_with(&self, routes: Value, mut verifiers: Value) -> Config {
-        for verifier in verifiers
-            .as_object_mut()
-            .into_iter()
-            .flat_map(|all| all.values_mut())
-        {
-            verifier["extra_roots"] = json!([self.dir.path().join("root.pem")]);
-        }
+    /// As [`Flow::config`], with verifiers.
+    pub fn config_with(&self, routes: Value, verifiers: Value) -> Config {
+        self.config_more(json!({ "verifiers": verifiers }), routes)
+    }
+
+    /// As [`Flow::config`], with more at the top of the file. Vaults and verifiers trust the flow's root, as upstreams do.
+    pub fn config_more(&self, more: Value, routes: Value) -> Config {
         let mut document = document(
             &self.auth0,
             self.dir.path(),
@@ -221,7 +211,24 @@ impl Flow {
             self.vault_timeout,
             self.on_unknown_name,
         );
-        document["verifiers"] = verifiers;
+        let roots = document["upstream"]["extra_roots"].clone();
+        for (key, value) in more.as_object().expect("keys of the file") {
+            let entries = match value {
+                Value::Object(entries) => entries,
+                _ => {
+                    document[key] = value.clone();
+                    continue;
+                }
+            };
+            for (name, entry) in entries {
+                let mut entry = entry.clone();
+                let asks = key == "verifiers" || key == "vaults" && entry["kind"] != "jwt_signer";
+                if asks {
+                    entry["extra_roots"] = roots.clone();
+                }
+                document[key][name] = entry;
+            }
+        }
         parse(&document)
     }
 
@@ -381,23 +388,6 @@ impl OriginLookup for Records {
     fn take(&self, _: NetnsCookie, peer: PeerAddr) -> io::Result<Option<Recorded>> {
         Ok(lock(&self.0).remove(&peer.0))
     }
-}
-
-fn configuration(
-    auth0: &Auth0,
-    dir: &Path,
-    vaults: Value,
-    routes: Value,
-    timeout: u64,
-    unknown: &str,
-) -> Config {
-    let mut document = document(auth0, dir, routes, timeout, unknown);
-    for (name, vault) in vaults.as_object().expect("vaults by name") {
-        let mut vault = vault.clone();
-        vault["extra_roots"] = document["upstream"]["extra_roots"].clone();
-        document["vaults"][name] = vault;
-    }
-    parse(&document)
 }
 
 fn document(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Value {

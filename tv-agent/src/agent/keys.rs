@@ -19,8 +19,8 @@ use crate::upstream::roots;
 /// How often it is seen whether a key is too old, or a file changed.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Reads or makes the keys of `sets`; those of URLs come later. A set of `before` that is configured as it was is
-/// taken over, keys and all.
+/// Reads or makes the keys of `sets`; those of URLs come later. A set of `before` that is configured as it was
+/// and comes from a URL is taken over with its keys, or there would be none for a moment.
 pub(super) fn open(
     sets: Vec<Settings>,
     dir: &Path,
@@ -31,7 +31,8 @@ pub(super) fn open(
     let mut all = Vec::new();
     for settings in sets {
         let known = before.and_then(|before| before.get(&settings.name));
-        if let Some(known) = known.filter(|known| known.is(&settings, dir)) {
+        let remote = matches!(settings.source, Source::Url { .. });
+        if let Some(known) = known.filter(|known| remote && *known.settings() == settings) {
             all.push(known.clone());
             continue;
         }

@@ -273,7 +273,7 @@ mod tests {
         for line in [
             "  the caller's token: header authorization\n",
             "  a provider's own token, or one not of https://t.example/, is refused with 401\n",
-            "  the provider's token goes out in authorization, in the caller's scheme\n",
+            "  inject: the provider's token goes out in authorization, in the caller's scheme\n",
             "    it is dropped when the provider answers 401\n",
         ] {
             assert!(text(&routed).contains(line), "{}", text(&routed));
@@ -281,6 +281,7 @@ mod tests {
         assert_eq!(ask("example.com", None).decision, "tunnel");
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
     }
+
     #[test]
     fn it_names_the_selector_that_settled_it() {
         let host = HostName::parse("api.github.com").unwrap();

@@ -414,9 +414,29 @@ fn each_mistake_about_keys_names_line_key_value_and_remedy() {
         }
         assert!(!message.contains("pw"), "{message}");
     }
-    let route = "routes: [{ name: r, hosts: [a.example], vault: sign, connection: c }]";
-    let message = parse(&format!("{SIGNING}{route}")).err().unwrap();
-    assert!(message.contains("verifies nothing"), "{message}");
+    let verifiers = "verifiers: { corp: { issuer: https://idp.example } }\n";
+    for (route, part) in [
+        ("", "routes.r.verify: \"sign\" is missing"),
+        (", verify: corp", "routes.r.verify.channel: \"sign\" is missing"),
+        (", verify: nobody", "is no verifier of this file; allowed: corp"),
+        (
+            ", verify: { access: corp, channel: { verifier: corp, header: X-C } }, connection: c",
+            "routes.r.connection: \"\" does nothing with vault sign",
+        ),
+        (
+            ", verify: { access: corp, channel: { verifier: corp, header: X-C } }, login_hint: c",
+            "routes.r.login_hint: \"\" does nothing",
+        ),
+        (
+            ", verify: { access: corp, channel: { verifier: corp, header: X-C } }, purge: { statuses: [401] }",
+            "routes.r.purge: \"\" does nothing",
+        ),
+    ] {
+        let route = format!("routes: [{{ name: r, hosts: [a.example], vault: sign{route} }}]");
+        let message = parse(&format!("{SIGNING}{verifiers}{route}")).err();
+        let message = message.unwrap_or_else(|| panic!("accepted: {route}"));
+        assert!(message.contains(part), "{route}: {message}");
+    }
 }
 
 #[test]
@@ -469,16 +489,6 @@ fn each_mistake_names_line_key_value_and_remedy() {
             "\"/kubepods.slice\"",
             "\"/a/../b\"",
             &["tv.yaml:3", "intercept.cgroups", "/a/../b"],
-        ),
-        (
-            "kind: auth0_token_vault",
-            "kind: on_behalf_of",
-            &[
-                "tv.yaml:9",
-                "vaults.main.kind",
-                "on_behalf_of",
-                "allowed: auth0_token_vault",
-            ],
         ),
         (
             "domain: tenant.eu.auth0.com",

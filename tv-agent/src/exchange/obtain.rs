@@ -70,7 +70,7 @@ impl Brought {
         let taken = match source {
             Source::Vault(vault) => brought.take_for(head, route, vault),
             Source::Signer(signer) => {
-                for header in sign::headers(signer) {
+                for header in sign::headers(signer, &route.credentials) {
                     head.headers.remove(header);
                 }
                 Ok(brought)

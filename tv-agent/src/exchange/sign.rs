@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::HeaderName;
+use http::header::{AUTHORIZATION, HeaderName};
 use http::request::Parts;
 use hyper::body::Incoming;
 
@@ -11,18 +11,25 @@ use super::obtain::Brought;
 use super::swap::Outgoing;
 use super::{Outcome, Session};
 use crate::class::{Class, Refusal};
-use crate::policy::Route;
+use crate::policy::credentials::Place;
+use crate::policy::{Credentials, Route};
 use crate::sign::{self, SigningVault};
 use crate::snapshot::Snapshot;
 
-/// The headers that we set besides the one of [`crate::inject`]. A caller's own never go out: whoever reads them
-/// may take them for ours.
-pub(super) fn headers(vault: &SigningVault) -> impl Iterator<Item = &HeaderName> {
+/// The headers that our tokens stand in, save for those that a caller's may stand in too. A caller's own never go
+/// out: whoever reads them may take them for ours.
+pub(super) fn headers<'a>(
+    vault: &'a SigningVault,
+    route: &'a Credentials,
+) -> impl Iterator<Item = &'a HeaderName> {
+    let header = &route.inject.header;
+    let shared = *header == AUTHORIZATION || route.places.contains(&Place::Header(header.clone()));
     let channel = vault.channel.as_ref();
     let signers = std::iter::once(&vault.access).chain(channel.map(|(_, signer)| signer));
     signers
         .filter_map(|signer| signer.settings().original_token_header.as_ref())
         .chain(channel.map(|(header, _)| header))
+        .chain((!shared).then_some(header))
 }
 
 impl Session {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::class::{Class, Refusal};
 use crate::inject::Presented;
-use crate::policy::{OnMissingToken, Route, Verify};
+use crate::policy::{Route, Verify};
 use crate::secret::Secret;
 use crate::snapshot::Snapshot;
 use crate::verify::Verified;
@@ -57,7 +57,7 @@ pub(super) async fn verify(
     let channel = channel(wanted, headers)?;
     let access = presented.map(|presented| presented.subject.clone());
     let access = access.filter(|_| !foreign);
-    if presented.is_none() && !wanted.optional && route.on_missing_token == OnMissingToken::Passthrough {
+    if presented.is_none() && !wanted.optional {
         return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
     }
     Ok(Tokens {

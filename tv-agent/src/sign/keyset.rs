@@ -169,12 +169,6 @@ impl KeySet {
         }
     }
 
-    /// Whether it was made of these.
-    pub fn is(&self, settings: &Settings, dir: &Path) -> bool {
-        let store = self.store.as_ref();
-        self.settings == *settings && store.is_none_or(|store| store.path.parent() == Some(dir))
-    }
-
     pub fn settings(&self) -> &Settings {
         &self.settings
     }

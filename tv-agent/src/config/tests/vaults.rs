@@ -8,7 +8,8 @@ use crate::token::settings::{ActorFrom, Place, Preset, VaultSubject};
 /// A configuration with one vault and one route, as flow mappings.
 fn one(vault: &str, route: &str) -> String {
     format!(
-        "vaults:\n  v: {{ {vault} }}\nroutes:\n  - {{ name: r, hosts: [api.example.com], vault: v{} }}\n",
+        "vaults:\n  v: {{ {vault} }}\nroutes:\n  - {{ name: r, hosts: [api.example.com], vault: v{} }}\n\
+         verifiers: {{ corp: {{ issuer: \"https://idp.example\" }} }}\n",
         if route.is_empty() {
             String::new()
         } else {
@@ -120,7 +121,16 @@ fn each_kind_is_understood() {
     let limits = "rate_limit: { per_second: 5, burst: 2, at_once: 3 }, circuit_breaker: { failures: 4, open_seconds: 6 }";
     let config = good(
         &format!("kind: auth0_token_vault, domain: t.example, {worker}, {auth}, {limits}"),
-        "connection: github, login_hint: { header: X-Hint }",
+        "connection: github, login_hint: { header: X-Hint }, verify: corp",
+    );
+    let unverified = one(
+        &format!("kind: auth0_token_vault, domain: t.example, {worker}, {auth}"),
+        "connection: github",
+    );
+    let message = parse(&unverified).err().unwrap();
+    assert!(
+        message.contains("privileged_worker.user of vault v takes a claim"),
+        "{message}"
     );
     let settings = &config.vaults["v"].settings;
     assert!(
@@ -364,7 +374,38 @@ fn what_does_not_go_together_is_named() {
         (
             format!("kind: jwt_signer, {AT}"),
             "",
-            &["vaults.v.kind", "jwt_signer"],
+            &["vaults.v.token_endpoint", "jwt_signer"],
+        ),
+        (
+            format!("kind: token_exchange, {AT}, {SECRET}, validate: nobody"),
+            "",
+            &["vaults.v.validate", "nobody", "allowed: corp"],
+        ),
+        (
+            with(&machine, "validate: corp"),
+            "",
+            &["vaults.v.validate", "does nothing for client_credentials"],
+        ),
+        // A claim that nobody verified is whatever the caller wrote.
+        (
+            format!("kind: auth0_token_vault, domain: t.example, {SECRET}"),
+            "connection: github, login_hint: { claim: [email] }",
+            &["tv.yaml:4", "routes.r.verify", "login_hint takes a claim"],
+        ),
+        (
+            with(&machine, "forward_identity: { header: X-User, claim: [sub] }"),
+            "",
+            &[
+                "tv.yaml:4",
+                "routes.r.verify",
+                "forward_identity of vault v takes a claim",
+            ],
+        ),
+        // Both would stand in Authorization.
+        (
+            callers.clone(),
+            "verify: corp",
+            &["routes.r.verify", "client credentials"],
         ),
     ];
     for (vault, route, parts) in cases {
