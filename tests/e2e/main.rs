@@ -9,5 +9,6 @@ mod exec;
 mod failures;
 mod leftovers;
 mod load;
+mod names;
 mod pods;
 mod support;

@@ -6,6 +6,7 @@ mod floor;
 mod kernel_log;
 mod lifecycle;
 mod liveness;
+mod names;
 mod passage;
 mod redirected;
 mod sockets;

@@ -14,7 +14,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tv_agent::addr::PeerAddr;
 use tv_agent::dial::OwnSocket as _;
 use tv_agent::redirect::{
-    AgentDown, Handles, KernelPolicy, Listeners, OriginLookup as _, Recorded, Redirect,
+    AgentDown, Capture, Handles, KernelPolicy, Listeners, OriginLookup as _, Recorded, Redirect,
 };
 use tv_tests::cgroup::TestCgroup;
 use tv_tests::probe::Probe;
@@ -113,6 +113,7 @@ impl World {
         let policy = KernelPolicy {
             ports: vec![443],
             bypass: vec![],
+            capture: Capture::All,
             block_quic: true,
             on_agent_down: AgentDown::Closed,
             agent_cgroup: None,

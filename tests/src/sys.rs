@@ -64,3 +64,27 @@ pub fn accept_fast_open(listener: BorrowedFd<'_>, queue: libc::c_int) -> io::Res
         Err(io::Error::last_os_error())
     }
 }
+
+/// The kernel measures what BPF programs cost for as long as the result lives (BPF_ENABLE_STATS, Linux 5.8).
+///
+/// # Errors
+/// What bpf() says.
+pub fn bpf_statistics() -> io::Result<OwnedFd> {
+    const BPF_ENABLE_STATS: libc::c_long = 32;
+    /// `BPF_STATS_RUN_TIME`.
+    const RUN_TIME: u32 = 0;
+    // SAFETY: the call reads one 32-bit number, which lives across it.
+    let fd = unsafe {
+        let kind = RUN_TIME;
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_ENABLE_STATS,
+            &raw const kind,
+            size_of_val(&kind),
+        )
+    };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
+    let fd = fd.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Semaphore, watch};
@@ -11,7 +10,6 @@ use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
-use crate::candidates::Candidates;
 use crate::config::Config;
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
@@ -22,20 +20,18 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::places::Places;
-use crate::policy::{HostPattern, Routes};
-use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
+use crate::policy::Routes;
+use crate::redirect::{Listeners, Narrow, NetnsFacts, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens, Vault};
 use crate::upstream::{Upstreams, roots};
 use crate::workload::Workloads;
 
+mod names;
 mod namespaces;
 
 use namespaces::Namespaces;
-
-/// How often the addresses of exact hosts are looked up.
-const LOOKUP: Duration = Duration::from_secs(60);
 
 /// Why the agent does not start, or does not take a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +60,8 @@ pub struct Wiring {
     pub own: Arc<dyn OwnSocket>,
     /// None: workloads in other network namespaces than the agent's are not looked for.
     pub namespaces: Option<Arc<dyn NetnsFacts>>,
+    /// None: every connection is looked at.
+    pub narrow: Option<Arc<dyn Narrow>>,
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
     pub metrics: Metrics,
@@ -95,6 +93,7 @@ impl Agent {
             origins,
             own,
             namespaces,
+            narrow,
             workloads,
             authority,
             metrics,
@@ -130,7 +129,7 @@ impl Agent {
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
         };
         let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
-        let candidates = Candidates::new();
+        let candidates = names::candidates(narrow.clone());
         let connections = Arc::new(Connections {
             origins,
             workloads: workloads.clone(),
@@ -171,6 +170,7 @@ impl Agent {
                 listeners,
                 own,
                 facts,
+                narrow: narrow.clone(),
                 visitors,
                 metrics: metrics.clone(),
                 home,
@@ -178,11 +178,11 @@ impl Agent {
             };
             loops.push(tokio::spawn(namespaces.run(found, stopped.clone())));
         }
-        loops.push(tokio::spawn(look_up_candidates(
-            current.clone(),
-            candidates,
-            stopped,
-        )));
+        if let Some(narrow) = narrow {
+            let sweep = names::sweep(narrow, candidates.clone(), metrics.clone(), stopped.clone());
+            loops.push(tokio::spawn(sweep));
+        }
+        loops.push(tokio::spawn(names::look_up(current.clone(), candidates, stopped)));
         Ok(Self {
             current,
             dialer,
@@ -315,27 +315,4 @@ fn snapshot(
         on_unknown_name: config.intercept.on_unknown_name,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
     })
-}
-
-/// Learns the addresses of routed hosts, so that a connection to one of them without a name is not tunnelled.
-async fn look_up_candidates(current: Current, candidates: Candidates, mut stop: watch::Receiver<bool>) {
-    loop {
-        let snapshot = current.load();
-        let exact = snapshot
-            .routes
-            .iter()
-            .flat_map(|r| &r.hosts)
-            .filter_map(HostPattern::exact);
-        for host in exact.cloned().collect::<Vec<_>>() {
-            // A name that does not resolve now is learned from the first connection to it.
-            if let Ok(addresses) = tokio::net::lookup_host((host.as_str(), 443)).await {
-                addresses.for_each(|address| candidates.learn(address.ip().to_canonical()));
-            }
-        }
-        drop(snapshot);
-        tokio::select! {
-            () = tokio::time::sleep(LOOKUP) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
-        }
-    }
 }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::flows::Flows;
 use crate::local;
+use crate::redirect::Narrowing;
 use crate::token::Tokens;
 
 /// Connections at once, followers included.
@@ -40,6 +41,8 @@ pub struct Status {
     pub routes: Vec<String>,
     pub open_connections: i64,
     pub cached_tokens: u64,
+    /// None with `capture: all`.
+    pub narrowing: Option<Narrowing>,
     /// The kernel half's counters.
     pub kernel: Vec<(String, u64)>,
 }

@@ -16,7 +16,7 @@ use crate::dial::OwnSocket;
 use crate::limits;
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::netns::{self, Found, Netns, NetnsId, Seen, Visitors};
-use crate::redirect::{self, Listeners, NetnsFacts};
+use crate::redirect::{self, Listeners, Narrow, NetnsFacts};
 
 /// A namespace without a process is kept for so long: jobs that follow each other need not wait for a listener.
 const LINGER: Duration = Duration::from_secs(1);
@@ -83,6 +83,7 @@ pub(super) struct Namespaces {
     pub(super) listeners: Listeners,
     pub(super) own: Arc<dyn OwnSocket>,
     pub(super) facts: Arc<dyn NetnsFacts>,
+    pub(super) narrow: Option<Arc<dyn Narrow>>,
     pub(super) visitors: Visitors,
     pub(super) metrics: Metrics,
     /// The namespace that the agent runs in.
@@ -220,6 +221,14 @@ impl Namespaces {
         });
         if let Some(cookie) = netns.cookie() {
             self.facts.set(cookie, v6_routable)?;
+            // Its names were looked up while nobody watched.
+            if let Some(narrow) = self
+                .narrow
+                .as_ref()
+                .filter(|_| netns::older_than_us(seen.process))
+            {
+                narrow.unsure(cookie);
+            }
         }
         let served = Served {
             netns,

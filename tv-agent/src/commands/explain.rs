@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
-use crate::config::{Config, Intercept};
+use crate::config::{Capture, Config, Intercept};
 use crate::policy::{OnMissingToken, Routes, covers};
 use crate::workload::Workload;
 
@@ -20,6 +20,8 @@ struct Explained {
     decision: &'static str,
     why: String,
     route: Option<RouteFacts>,
+    /// What `capture: dns` or `cidr` means for the host.
+    narrowing: Option<String>,
     /// Addresses that the host has now, and whether connections to each are redirected.
     addresses: Vec<Address>,
 }
@@ -74,7 +76,7 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
         .into_iter()
         .map(|address| {
             let address = address.to_canonical();
-            let (redirected, why) = redirected(&config.intercept, address);
+            let (redirected, why) = redirected(&config.intercept, host, address);
             Address {
                 address,
                 redirected,
@@ -82,6 +84,7 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
             }
         })
         .collect();
+    let narrowing = narrowing(&config.intercept.capture, host);
     let caller = Workload {
         cgroup_id: 0,
         cgroup: workload.map(Into::into),
@@ -135,15 +138,52 @@ fn explain(config: Config, host: &HostName, workload: Option<&str>, addresses: V
         decision,
         why,
         route,
+        narrowing,
         addresses,
     }
 }
 
-fn redirected(intercept: &Intercept, address: IpAddr) -> (bool, String) {
-    match intercept.bypass.iter().find(|net| net.contains(&address)) {
-        Some(net) => (false, format!("in intercept.bypass_cidrs {net}")),
-        None => (true, format!("TCP to ports {:?}", intercept.ports)),
+fn redirected(intercept: &Intercept, host: &HostName, address: IpAddr) -> (bool, String) {
+    if let Some(net) = intercept.bypass.iter().find(|net| net.contains(&address)) {
+        return (false, format!("in intercept.bypass_cidrs {net}"));
     }
+    let ports = format!("TCP to ports {:?}", intercept.ports);
+    match &intercept.capture {
+        Capture::All => (true, ports),
+        Capture::Cidr(nets) => match nets.iter().find(|net| net.contains(&address)) {
+            Some(net) => (true, format!("{ports}, in intercept.capture_cidrs {net}")),
+            None => (false, "in none of intercept.capture_cidrs".to_owned()),
+        },
+        Capture::Dns { hosts, .. } if hosts.iter().any(|known| known.matches(host)) => (
+            true,
+            format!("{ports}, once it is known to be an address of {host}"),
+        ),
+        Capture::Dns { .. } => (
+            false,
+            "capture: dns, unless a routed host has the address too, or the workload's namespace is unsure"
+                .to_owned(),
+        ),
+    }
+}
+
+fn narrowing(capture: &Capture, host: &HostName) -> Option<String> {
+    let hosts = match capture {
+        Capture::All => return None,
+        Capture::Cidr(_) => {
+            return Some("capture: cidr: only addresses in intercept.capture_cidrs are looked at".to_owned());
+        }
+        Capture::Dns { hosts, .. } => hosts,
+    };
+    let exact = hosts.iter().any(|known| known.exact() == Some(host));
+    let text = if exact {
+        "capture: dns: its addresses are learnt from the workloads' DNS answers, and looked up by the agent each minute"
+    } else if hosts.iter().any(|known| known.matches(host)) {
+        "capture: dns: its addresses are learnt from the workloads' DNS answers alone, for a wildcard names it; one that \
+         a workload has otherwise (DNS over HTTPS, nss-resolve, nscd, /etc/hosts, written down) is not looked at"
+    } else {
+        "capture: dns: no route names it, so its addresses are not looked at"
+    };
+    Some(text.to_owned())
 }
 
 fn text(explained: &Explained) -> String {
@@ -163,6 +203,9 @@ fn text(explained: &Explained) -> String {
         if !route.workloads.is_empty() {
             let _ = writeln!(text, "  only for {}", route.workloads.join(", "));
         }
+    }
+    if let Some(narrowing) = &explained.narrowing {
+        let _ = writeln!(text, "  {narrowing}");
     }
     if explained.addresses.is_empty() {
         text.push_str("  it has no address now\n");
@@ -223,5 +266,39 @@ mod tests {
         assert!(text(&routed).contains("connection google-oauth2"));
         assert_eq!(ask("example.com", None).decision, "tunnel");
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
+    }
+
+    #[test]
+    fn narrowing_is_explained() {
+        let env = |_: &str| Some("t.example".to_owned());
+        let ask = |host: &str, cidr: bool| {
+            let mut config = Config::from_env(&env).unwrap();
+            config.intercept.capture = if cidr {
+                Capture::Cidr(vec!["192.0.2.0/25".parse().unwrap()])
+            } else {
+                Capture::Dns {
+                    hosts: config
+                        .routes
+                        .iter()
+                        .flat_map(|route| route.hosts.clone())
+                        .collect(),
+                    unsure_for: std::time::Duration::from_secs(1),
+                }
+            };
+            let addresses = ["192.0.2.1", "192.0.2.200"].map(|address| address.parse().unwrap());
+            let explained = explain(config, &HostName::parse(host).unwrap(), None, addresses.to_vec());
+            let redirected = [0, 1].map(|n| explained.addresses[n].redirected);
+            (redirected, explained.narrowing.unwrap())
+        };
+        let (redirected, why) = ask("api.github.com", false);
+        assert!(
+            redirected == [true, true] && why.contains("looked up by the agent"),
+            "{why}"
+        );
+        let (redirected, why) = ask("x.googleapis.com", false);
+        assert!(redirected == [true, true] && why.contains("wildcard"), "{why}");
+        let (redirected, why) = ask("example.com", false);
+        assert!(redirected == [false, false] && why.contains("no route"), "{why}");
+        assert_eq!(ask("api.github.com", true).0, [true, false]);
     }
 }

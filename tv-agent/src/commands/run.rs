@@ -159,6 +159,7 @@ async fn daemon(file: &Path) -> Result<(), Error> {
         origins: handles.clone(),
         own: handles.clone(),
         namespaces: Some(handles.clone()),
+        narrow: Some(handles.clone()),
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),

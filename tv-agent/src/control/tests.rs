@@ -34,6 +34,7 @@ fn status() -> Status {
         routes: vec!["github".into()],
         open_connections: 0,
         cached_tokens: 0,
+        narrowing: None,
         kernel: vec![("redirected".into(), 3)],
     }
 }

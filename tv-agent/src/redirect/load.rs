@@ -16,7 +16,7 @@ use super::cgroup::cgroup_id;
 use super::maps::{Handles, Tables};
 use super::pins::{InstanceLock, Pins};
 use super::probe::tells_netns_cookies;
-use super::{Error, KernelPolicy};
+use super::{Capture, Error, KernelPolicy, names};
 
 #[cfg(tv_object)]
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tv-ebpf.o"));
@@ -98,7 +98,33 @@ impl Redirect {
     /// # Errors
     /// When the policy cannot be expressed, or a map refuses an entry.
     pub fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
-        self.handles.apply(policy)
+        if matches!(policy.capture, Capture::Dns { .. }) {
+            names::load(&mut self.ebpf)?;
+        }
+        self.handles.apply(policy, !self.attached.is_empty())?;
+        self.follow_capture()
+    }
+
+    /// Attaches the program that reads DNS answers where it is needed, and takes it away where it is not.
+    fn follow_capture(&mut self) -> Result<(), Error> {
+        for Attached { directory, cgroup_id } in &self.attached {
+            if !self.handles.names().reads_dns() {
+                self.pins.remove_program(*cgroup_id, abi::INGRESS)?;
+            } else if !self.pins.has_program(*cgroup_id, abi::INGRESS) {
+                // One that was removed has nobody in it; what is made in its place is attached to anew.
+                let Ok(opened) = File::open(directory) else {
+                    continue;
+                };
+                let mut staged = self.pins.stage(*cgroup_id)?;
+                let link = names::attach(&mut self.ebpf, &opened);
+                staged.pin(
+                    abi::INGRESS,
+                    link.map_err(|source| not_attached(abi::INGRESS, directory, source))?,
+                )?;
+                staged.commit()?;
+            }
+        }
+        Ok(())
     }
 
     /// Captures the connections of every process in `cgroup` and below. Doing it twice changes nothing.
@@ -124,15 +150,20 @@ impl Redirect {
         }
         // What connect depends on goes first, connect last: it must not redirect before the rest can follow.
         let mut staged = self.pins.stage(id)?;
-        for name in abi::PROGRAMS.into_iter().rev() {
-            let link = attach_program(&mut self.ebpf, name, &directory).map_err(|source| Error::Attach {
-                program: name,
-                cgroup: cgroup.to_owned(),
-                source: Box::new(source),
-            })?;
+        let reads_dns = self.handles.names().reads_dns();
+        let ingress = reads_dns.then_some(abi::INGRESS);
+        // Looked at before connect is attached, and again for those who came meanwhile.
+        self.handles.names().enrolled(cgroup)?;
+        for name in abi::PROGRAMS.into_iter().chain(ingress).rev() {
+            let link = attach_program(&mut self.ebpf, name, &directory)
+                .map_err(|source| not_attached(name, cgroup, source))?;
             staged.pin(name, link)?;
         }
         staged.commit()?;
+        self.handles.names().enrolled(cgroup)?;
+        if !reads_dns {
+            self.pins.remove_program(id, abi::INGRESS)?;
+        }
         // A directory that was removed and made again has another id; the old one's pins are of no more use.
         if let Some(index) = self.attached.iter().position(|old| old.directory == cgroup) {
             let old = self.attached.swap_remove(index);
@@ -268,6 +299,9 @@ fn attach_program(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, 
     const MODE: CgroupAttachMode = CgroupAttachMode::Single;
     // Below Linux 5.7 a cgroup attachment has no fd, so it cannot be pinned.
     let no_fd = |_: LinkError| ProgramError::NotAttached;
+    if name == abi::INGRESS {
+        return names::attach(ebpf, cgroup);
+    }
     let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
     if let Program::SockOps(_) = program {
         let program: &mut SockOps = program.try_into()?;
@@ -280,7 +314,15 @@ fn attach_program(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, 
     }
 }
 
-fn refused(program: &'static str, error: ProgramError) -> Error {
+fn not_attached(program: &'static str, cgroup: &Path, source: ProgramError) -> Error {
+    Error::Attach {
+        program,
+        cgroup: cgroup.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+pub(super) fn refused(program: &'static str, error: ProgramError) -> Error {
     match error {
         ProgramError::LoadError {
             io_error,

@@ -15,7 +15,8 @@ use nix::time::{ClockId, clock_gettime};
 use tv_ebpf::abi::{self, PORT_WORDS};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
-use super::{AgentDown, Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
+use super::names::Names;
+use super::{AgentDown, Capture, Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
 
@@ -32,6 +33,7 @@ pub(super) struct Tables {
     tuples: HashMap<MapData, TupleKey, Record>,
     netns: HashMap<MapData, u64, u32>,
     counters: PerCpuArray<MapData, u64>,
+    names: Names,
 }
 
 /// What the data path needs of the kernel half, and what may be changed while it runs. Cheap to clone.
@@ -47,6 +49,7 @@ struct Shared {
     deadline: Mutex<Array<MapData, u64>>,
     netns: Mutex<HashMap<MapData, u64, u32>>,
     counters: PerCpuArray<MapData, u64>,
+    names: Names,
 }
 
 struct PolicyMaps {
@@ -69,6 +72,7 @@ impl Tables {
             tuples: take(ebpf, abi::TUPLES)?,
             netns: take(ebpf, abi::NETNS)?,
             counters: take(ebpf, abi::COUNTERS)?,
+            names: Names::take(ebpf)?,
         })
     }
 }
@@ -89,14 +93,21 @@ impl Handles {
             deadline: Mutex::new(tables.deadline),
             netns: Mutex::new(tables.netns),
             counters: tables.counters,
+            names: tables.names,
         };
         Self {
             shared: Arc::new(shared),
         }
     }
 
-    pub(super) fn apply(&self, policy: &KernelPolicy) -> Result<(), Error> {
+    /// `covered`: cgroups are attached to already.
+    pub(super) fn apply(&self, policy: &KernelPolicy, covered: bool) -> Result<(), Error> {
+        self.shared.names.apply(&policy.capture, covered)?;
         lock(&self.shared.policy).apply(policy)
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.shared.names
     }
 
     pub(super) fn has_policy(&self) -> bool {
@@ -215,10 +226,10 @@ impl PolicyMaps {
     fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
         let generation = self.current.map_or(0, |settings| settings.generation);
         let settings = settings(policy, generation + 1)?;
-        let prefixes = prefixes(&policy.bypass)?;
+        let prefixes = prefixes(&policy.bypass, "bypass")?;
         self.has_v6_listener = settings.port_v6 != 0;
         self.write_settings(settings)?;
-        self.write_bypass(&prefixes)?;
+        write_prefixes(&mut self.bypass, abi::BYPASS, &prefixes)?;
         self.write_ports(&policy.ports)
     }
 
@@ -229,22 +240,6 @@ impl PolicyMaps {
             .set(0, settings, 0)
             .map_err(|error| refused(abi::SETTINGS, error))?;
         self.current = Some(settings);
-        Ok(())
-    }
-
-    fn write_bypass(&mut self, wanted: &BTreeMap<(u32, [u8; 16]), u32>) -> Result<(), Error> {
-        let failed = |error| refused(abi::BYPASS, error);
-        let present: Vec<Key<[u8; 16]>> = self.bypass.keys().collect::<Result<_, _>>().map_err(failed)?;
-        for key in present {
-            if !wanted.contains_key(&(key.prefix_len(), key.data())) {
-                self.bypass.remove(&key).map_err(failed)?;
-            }
-        }
-        for (&(length, address), &value) in wanted {
-            self.bypass
-                .insert(&Key::new(length, address), value, 0)
-                .map_err(failed)?;
-        }
         Ok(())
     }
 
@@ -261,6 +256,25 @@ impl PolicyMaps {
         }
         Ok(())
     }
+}
+
+pub(super) fn write_prefixes(
+    trie: &mut LpmTrie<MapData, [u8; 16], u32>,
+    name: &'static str,
+    wanted: &BTreeMap<(u32, [u8; 16]), u32>,
+) -> Result<(), Error> {
+    let failed = |error| refused(name, error);
+    let present: Vec<Key<[u8; 16]>> = trie.keys().collect::<Result<_, _>>().map_err(failed)?;
+    for key in present {
+        if !wanted.contains_key(&(key.prefix_len(), key.data())) {
+            trie.remove(&key).map_err(failed)?;
+        }
+    }
+    for (&(length, address), &value) in wanted {
+        trie.insert(&Key::new(length, address), value, 0)
+            .map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn settings(policy: &KernelPolicy, generation: u64) -> Result<Settings, Error> {
@@ -285,6 +299,11 @@ fn settings(policy: &KernelPolicy, generation: u64) -> Result<Settings, Error> {
         (policy.on_agent_down == AgentDown::Open, abi::FLAG_OPEN),
         (policy.block_quic, abi::FLAG_BLOCK_QUIC),
         (policy.v6_routable && v6.is_some(), abi::FLAG_V6_ROUTABLE),
+        (
+            matches!(policy.capture, Capture::Dns { .. }),
+            abi::FLAG_CAPTURE_DNS,
+        ),
+        (matches!(policy.capture, Capture::Cidr(_)), abi::FLAG_CAPTURE_CIDR),
     ] {
         flags |= if on { flag } else { 0 };
     }
@@ -301,11 +320,12 @@ fn settings(policy: &KernelPolicy, generation: u64) -> Result<Settings, Error> {
 }
 
 /// Sixteen-byte prefixes. One that spans ::ffff:0:0/96 (such as ::/0) must not take IPv4 with it.
-fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
+/// `what` is their name in errors.
+pub(super) fn prefixes(nets: &[IpNet], what: &'static str) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
     const MAPPED_BITS: u32 = 96;
     let mapped = to_mapped(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
     let mut wanted = BTreeMap::new();
-    for net in bypass {
+    for net in nets {
         let length = u32::from(net.prefix_len());
         match net {
             IpNet::V4(_) => wanted.insert((length + MAPPED_BITS, to_mapped(net.network())), 1),
@@ -317,9 +337,11 @@ fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
             }
         };
     }
+    // CAPTURE holds as many.
     let most = abi::BYPASS_ENTRIES;
     if wanted.len() > most {
         return Err(Error::TooManyPrefixes {
+            what,
             count: wanted.len(),
             most,
         });
@@ -327,12 +349,15 @@ fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
     Ok(wanted)
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, Error> {
     let map = ebpf.take_map(name).ok_or(Error::Incomplete(name))?;
     T::try_from(map).map_err(|error| refused(name, error))
 }
 
-fn refused(map: &'static str, error: MapError) -> Error {
+pub(super) fn refused(map: &'static str, error: MapError) -> Error {
     Error::Map {
         map,
         source: Box::new(error),
@@ -340,16 +365,16 @@ fn refused(map: &'static str, error: MapError) -> Error {
 }
 
 /// A panic elsewhere leaves no map half written that the next call would not write again.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// CLOCK_MONOTONIC, the clock of bpf_ktime_get_ns().
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| nanoseconds(Duration::from(now)))
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -74,6 +74,15 @@ impl Pins {
         Ok(())
     }
 
+    pub(super) fn has_program(&self, cgroup_id: u64, program: &str) -> bool {
+        self.directory.join(format!("{cgroup_id}-{program}")).exists()
+    }
+
+    /// As [`remove`](Self::remove), of one program. One that is not there is fine.
+    pub(super) fn remove_program(&self, cgroup_id: u64, program: &str) -> Result<(), Error> {
+        remove_pin(&self.directory.join(format!("{cgroup_id}-{program}")))
+    }
+
     /// Removes every pin of this instance, of older versions of the ABI too, but those of `live` cgroups.
     pub(super) fn remove_others(&self, live: &[u64]) -> Result<Vec<PathBuf>, Error> {
         let mut removed = Vec::new();

@@ -42,6 +42,7 @@ pub(super) async fn serve(
             .collect(),
         open_connections: metrics.open_connections.get(),
         cached_tokens: cached.len(),
+        narrowing: handles.narrowing(),
         kernel: handles
             .counters()
             .into_iter()
