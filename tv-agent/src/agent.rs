@@ -12,8 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
-use crate::candidates::Candidates;
-use crate::config::{Config, Quic};
+use crate::config::{Capture, Config, Quic};
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
@@ -22,10 +21,10 @@ use crate::hello::Caps;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
-use crate::phase::{self, Phase};
+use crate::phase::Phase;
 use crate::places::Places;
-use crate::policy::{HostPattern, Routes};
-use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
+use crate::policy::Routes;
+use crate::redirect::{Listeners, Narrow, NetnsFacts, OriginLookup};
 use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
@@ -35,14 +34,12 @@ use crate::upstream::{Upstreams, roots};
 use crate::workload::{self, Workloads};
 
 mod ending;
+mod names;
 mod namespaces;
 
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
-
-/// How often the addresses of exact hosts are looked up.
-const LOOKUP: Duration = Duration::from_secs(60);
 
 /// Why the agent does not start, or does not take a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +68,8 @@ pub struct Wiring {
     pub own: Arc<dyn OwnSocket>,
     /// None: workloads in other network namespaces than the agent's are not looked for.
     pub namespaces: Option<Arc<dyn NetnsFacts>>,
+    /// None: every connection is looked at.
+    pub narrow: Option<Arc<dyn Narrow>>,
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
     pub metrics: Metrics,
@@ -121,6 +120,7 @@ impl Agent {
             origins,
             own,
             namespaces,
+            narrow,
             workloads,
             authority,
             metrics,
@@ -158,7 +158,7 @@ impl Agent {
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
         };
         let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
-        let candidates = Candidates::new();
+        let candidates = names::candidates(narrow.clone());
         let connections = Arc::new(Connections {
             origins,
             workloads: workloads.clone(),
@@ -217,6 +217,7 @@ impl Agent {
                 listeners,
                 own,
                 facts,
+                narrow: narrow.clone(),
                 visitors,
                 metrics: metrics.clone(),
                 home,
@@ -229,11 +230,11 @@ impl Agent {
                 watched.clone(),
             )));
         }
-        loops.push(tokio::spawn(look_up_candidates(
-            current.clone(),
-            candidates,
-            watched,
-        )));
+        if let Some(narrow) = narrow {
+            let sweep = names::sweep(narrow, candidates.clone(), metrics.clone(), watched.clone());
+            loops.push(tokio::spawn(sweep));
+        }
+        loops.push(tokio::spawn(names::look_up(current.clone(), candidates, watched)));
         Ok(Self {
             current,
             dialer,
@@ -350,6 +351,7 @@ fn snapshot(
         ports: config.intercept.ports,
         bypass: config.intercept.bypass,
         block_quic: config.intercept.quic == Quic::Block,
+        narrowed: !matches!(config.intercept.capture, Capture::All),
     };
     Ok(Snapshot {
         scope: Arc::new(scope),
@@ -362,27 +364,4 @@ fn snapshot(
             None => Arc::new(workload::NoFacts),
         },
     })
-}
-
-/// Learns the addresses of routed hosts, so that a connection to one of them without a name is not tunnelled.
-async fn look_up_candidates(current: Current, candidates: Candidates, mut phase: watch::Receiver<Phase>) {
-    loop {
-        let snapshot = current.load();
-        let exact = snapshot
-            .routes
-            .iter()
-            .flat_map(|r| &r.hosts)
-            .filter_map(HostPattern::exact);
-        for host in exact.cloned().collect::<Vec<_>>() {
-            // A name that does not resolve now is learned from the first connection to it.
-            if let Ok(addresses) = tokio::net::lookup_host((host.as_str(), 443)).await {
-                addresses.for_each(|address| candidates.learn(address.ip().to_canonical()));
-            }
-        }
-        drop(snapshot);
-        tokio::select! {
-            () = tokio::time::sleep(LOOKUP) => {}
-            () = phase::reached(&mut phase, Phase::HandedOver) => return,
-        }
-    }
 }

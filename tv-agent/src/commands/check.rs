@@ -15,13 +15,15 @@ use crate::strays;
 use crate::token::Vault;
 use crate::upstream::roots;
 
+mod resolvers;
+
 /// One thing that was looked at.
 #[derive(Serialize)]
 struct Finding {
     name: String,
     ok: bool,
     detail: String,
-    /// How to mend it; empty when it is well.
+    /// How to mend it, or what to know; empty when there is nothing to say.
     remedy: String,
 }
 
@@ -66,6 +68,9 @@ pub async fn run(args: &CheckArgs) -> u8 {
                 format!("{} routes", config.routes.len()),
             ));
             findings.extend(cgroups(&config, args.config.is_some()));
+            if let Ok(mount) = redirect::cgroup2_mount() {
+                findings.extend(resolvers::findings(&config, &mount));
+            }
             findings.push(authority(&config));
             findings.extend(vaults(config).await);
         }

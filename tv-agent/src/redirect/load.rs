@@ -18,7 +18,7 @@ use super::lock::InstanceLock;
 use super::maps::{self, Handles, Tables};
 use super::pins::Pins;
 use super::probe::{shows_mptcp_origins, tells_netns_cookies};
-use super::{Error, KernelPolicy};
+use super::{Capture, Error, KernelPolicy, names};
 
 mod usage;
 
@@ -156,8 +156,47 @@ impl Redirect {
     ///
     /// # Errors
     /// When the policy cannot be expressed, or a map refuses an entry.
-    pub fn apply(&self, policy: &KernelPolicy) -> Result<(), Error> {
-        self.handles.apply(policy)
+    pub fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
+        if matches!(policy.capture, Capture::Dns { .. }) {
+            names::load(&mut self.ebpf)?;
+        }
+        self.handles.apply(policy)?;
+        for index in 0..self.attached.len() {
+            let Attached { directory, cgroup_id } = &self.attached[index];
+            // One that was removed has nobody in it; what is made in its place is attached to anew.
+            if let Ok(opened) = File::open(directory) {
+                let (directory, cgroup_id) = (directory.clone(), *cgroup_id);
+                self.follow_capture(cgroup_id, &directory, &opened)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the program that reads DNS answers where it is needed, and takes it away where it is not. Before the
+    /// first policy, what a predecessor attached stays.
+    fn follow_capture(&mut self, cgroup_id: u64, cgroup: &Path, opened: &File) -> Result<(), Error> {
+        let (names, pins) = (self.handles.names(), &self.pins.pins);
+        match names.reads_dns() {
+            None => Ok(()),
+            Some(false) => pins.remove_program(cgroup_id, abi::INGRESS),
+            Some(true) => {
+                let failed = |source| not_attached(abi::INGRESS, cgroup, source);
+                let program = self.ebpf.program(abi::INGRESS);
+                let program = program.ok_or(Error::Incomplete(abi::INGRESS))?;
+                if pins.update(cgroup_id, abi::INGRESS, program.fd().map_err(failed)?.as_fd()) {
+                    return Ok(());
+                }
+                // Looked at before, and again for those who came meanwhile.
+                names.enrolled(cgroup)?;
+                let mut staged = pins.stage(cgroup_id)?;
+                staged.pin(
+                    abi::INGRESS,
+                    names::attach(&mut self.ebpf, opened).map_err(failed)?,
+                )?;
+                staged.commit()?;
+                self.handles.names().enrolled(cgroup)
+            }
+        }
     }
 
     /// Captures the connections of every process in `cgroup` and below, and gives the cgroup's id. Doing it twice
@@ -184,15 +223,12 @@ impl Redirect {
         if self.attached.iter().any(|attached| attached.cgroup_id == id) {
             return Ok(id);
         }
-        let pins = &self.pins.pins;
         // What connect depends on goes first, connect last: it must not redirect before the rest can follow.
+        self.follow_capture(id, cgroup, &directory)?;
+        let pins = &self.pins.pins;
         let mut staged = pins.stage(id)?;
         for name in abi::PROGRAMS.into_iter().rev() {
-            let failed = |source| Error::Attach {
-                program: name,
-                cgroup: cgroup.to_owned(),
-                source: Box::new(source),
-            };
+            let failed = |source| not_attached(name, cgroup, source);
             let program = self.ebpf.program(name).ok_or(Error::Incomplete(name))?;
             if pins.update(id, name, program.fd().map_err(failed)?.as_fd()) {
                 continue;
@@ -369,7 +405,15 @@ fn attach_program(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, 
     }
 }
 
-fn refused(program: &'static str, error: ProgramError) -> Error {
+fn not_attached(program: &'static str, cgroup: &Path, source: ProgramError) -> Error {
+    Error::Attach {
+        program,
+        cgroup: cgroup.to_owned(),
+        source: Box::new(source),
+    }
+}
+
+pub(super) fn refused(program: &'static str, error: ProgramError) -> Error {
     match error {
         ProgramError::LoadError {
             io_error,
