@@ -18,15 +18,17 @@ mod load;
 mod lock;
 mod maps;
 mod names;
+mod object;
 mod pins;
 mod probe;
 
 pub use cgroup::{cgroup_id, cgroup2_mount};
 pub use cleanup::{Removed, cleanup, exec_cgroup_name};
 pub use kernel_log::KernelLog;
-pub use load::{Redirect, Usage, count_usage, object, object_sha256};
+pub use load::{Redirect, Usage, count_usage};
 pub use lock::{DEFAULT_RUN_DIR, InstanceLock, instance_process};
 pub use maps::Handles;
+pub use object::{object, object_sha256};
 pub use pins::DEFAULT_PIN_ROOT;
 pub use probe::{Finding, probe};
 

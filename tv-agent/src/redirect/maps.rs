@@ -1,6 +1,5 @@
 //! The maps, typed: policy in, records and counters out.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -8,9 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::maps::lpm_trie::Key;
+use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage};
-use aya::{Ebpf, Pod};
 use nix::time::ClockId;
 use tv_ebpf::abi::{self, PORT_WORDS};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
@@ -23,9 +21,12 @@ use crate::limits;
 
 mod clock;
 mod policy;
+mod write;
 
 use policy::settings;
 pub(super) use policy::{check, prefixes};
+use write::empty;
+pub(super) use write::write_prefixes;
 
 /// How long one heartbeat is good for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -334,40 +335,6 @@ impl PolicyMaps {
         }
         Ok(())
     }
-}
-
-fn empty<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, name: &'static str) -> Result<(), Error> {
-    let keys: Vec<K> = map
-        .keys()
-        .collect::<Result<_, _>>()
-        .map_err(|error| refused(name, error))?;
-    for key in keys {
-        match map.remove(&key) {
-            // An LRU map may have dropped it meanwhile.
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(refused(name, error)),
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn write_prefixes(
-    trie: &mut LpmTrie<MapData, [u8; 16], u32>,
-    name: &'static str,
-    wanted: &BTreeMap<(u32, [u8; 16]), u32>,
-) -> Result<(), Error> {
-    let failed = |error| refused(name, error);
-    let present: Vec<Key<[u8; 16]>> = trie.keys().collect::<Result<_, _>>().map_err(failed)?;
-    for key in present {
-        if !wanted.contains_key(&(key.prefix_len(), key.data())) {
-            trie.remove(&key).map_err(failed)?;
-        }
-    }
-    for (&(length, address), &value) in wanted {
-        trie.insert(&Key::new(length, address), value, 0)
-            .map_err(failed)?;
-    }
-    Ok(())
 }
 
 pub(super) fn take<T: TryFrom<Map, Error = MapError>>(

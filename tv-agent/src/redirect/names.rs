@@ -247,7 +247,7 @@ pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), Error> {
     }
     program
         .load()
-        .map_err(|error| super::load::refused(abi::INGRESS, error))
+        .map_err(|error| super::object::refused(abi::INGRESS, error))
 }
 
 pub(super) fn attach(ebpf: &mut Ebpf, cgroup: &File) -> Result<FdLink, ProgramError> {
