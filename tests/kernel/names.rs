@@ -1,5 +1,6 @@
 //! Narrowing: `capture: dns` by the answers that workloads receive, `capture: cidr` by prefix.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ struct Server {
 
 impl Server {
     fn start(at: &str, answer: impl Fn(&Message) -> Vec<u8> + Send + 'static) -> Self {
-        let socket = UdpSocket::bind(at).unwrap();
+        let socket = bound(at);
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -54,6 +55,19 @@ impl Server {
     /// Answers each question with these records.
     fn with(at: &str, records: Vec<Record>) -> Self {
         Self::start(at, move |query| reply(query, &records).to_vec().unwrap())
+    }
+}
+
+/// A process that another test just forked holds a copy of the last server's socket until it execs.
+fn bound(at: &str) -> UdpSocket {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match UdpSocket::bind(at) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound.unwrap(),
+        }
     }
 }
 
