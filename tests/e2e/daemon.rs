@@ -360,8 +360,8 @@ fn what_keeps_it_from_starting_is_said() {
             ),
             (
                 "/intercept/capture",
-                json!("dns"),
-                &["intercept.capture", "dns", "all"],
+                json!("cidr"),
+                &["intercept.capture", "cidr", "intercept.capture_cidrs"],
             ),
             (
                 "/routes/0/vault",

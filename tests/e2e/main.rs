@@ -10,6 +10,7 @@ mod failures;
 mod faults;
 mod leftovers;
 mod load;
+mod names;
 mod paths;
 mod pods;
 mod soak;

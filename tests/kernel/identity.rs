@@ -72,6 +72,8 @@ fn a_cgroup_made_again_under_its_name_is_another_one() {
         fs::create_dir(&path).unwrap();
         assert_ne!(cgroup_id(&path).unwrap(), old);
         let mut workload = world.workload();
+        // Its answer shows that it has entered the world's cgroup, out of which it is taken here.
+        workload.socket().unwrap();
         fs::write(path.join("cgroup.procs"), workload.pid().to_string()).unwrap();
         workload.tcp(ORIGIN4, "").unwrap();
         assert_eq!(agent.recorded().cgroup_id, cgroup_id(&path).unwrap());

@@ -8,6 +8,7 @@ mod identity;
 mod kernel_log;
 mod lifecycle;
 mod liveness;
+mod names;
 mod neighbours;
 mod passage;
 mod redirected;

@@ -71,7 +71,7 @@ fn a_reload_takes_back_what_it_no_longer_names() {
     with_world("reload", |world| {
         world.policy.bypass = vec!["203.0.113.7/32".parse().unwrap()];
         world.policy.ports = vec![443, 8443];
-        let agent = world.agent();
+        let mut agent = world.agent();
         world.policy.bypass = vec!["198.51.100.9/32".parse().unwrap()];
         world.policy.ports = vec![443];
         agent.redirect.apply(&world.policy).unwrap();
@@ -118,7 +118,7 @@ fn the_agents_cgroup_passes() {
     with_world("belt", |world| {
         let agents = TestCgroup::new("belt-agent");
         world.policy.agent_cgroup = Some(world.cgroup.id());
-        let agent = world.agent();
+        let mut agent = world.agent();
         let origin = Origin::listen(ORIGIN4);
         world.workload().tcp(ORIGIN4, "").unwrap();
         assert_eq!((origin.visitors(), agent.count("agent_cgroup")), (1, 1));

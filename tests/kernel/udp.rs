@@ -39,7 +39,7 @@ fn other_ports_and_bystanders_are_untouched() {
 fn bypassed_prefixes_and_a_policy_that_allows_quic_are_untouched() {
     with_world("udp-bypass", |world| {
         world.policy.bypass = vec!["203.0.113.7/32".parse().unwrap()];
-        let agent = world.agent();
+        let mut agent = world.agent();
         let mut workload = world.workload();
         workload.udp_connect(ORIGIN4, "").unwrap();
         workload.udp_send(ORIGIN4, "").unwrap();

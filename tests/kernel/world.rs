@@ -15,7 +15,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tv_agent::addr::PeerAddr;
 use tv_agent::dial::OwnSocket as _;
 use tv_agent::redirect::{
-    AgentDown, Handles, KernelPolicy, Listeners, OriginLookup as _, Recorded, Redirect,
+    AgentDown, Capture, Handles, KernelPolicy, Listeners, OriginLookup as _, Recorded, Redirect,
 };
 use tv_tests::cgroup::TestCgroup;
 use tv_tests::probe::Probe;
@@ -123,6 +123,7 @@ impl World {
         let policy = KernelPolicy {
             ports: vec![443],
             bypass: vec![],
+            capture: Capture::All,
             block_quic: true,
             on_agent_down: AgentDown::Closed,
             agent_cgroup: None,
@@ -149,7 +150,7 @@ impl World {
 
     /// The programs, loaded and with the policy, attached nowhere.
     pub fn load(&self) -> Redirect {
-        let redirect = Redirect::load(&self.pin_root(), &self.run_dir, "test").unwrap_or_else(fail);
+        let mut redirect = Redirect::load(&self.pin_root(), &self.run_dir, "test").unwrap_or_else(fail);
         redirect.apply(&self.policy).unwrap_or_else(fail);
         redirect
     }

@@ -87,14 +87,25 @@ impl TestCgroup {
             .arg(program);
         command
     }
+}
 
-    fn pids(&self) -> Vec<i32> {
-        fs::read_to_string(self.path.join("cgroup.procs"))
-            .unwrap_or_default()
-            .lines()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
+/// Ends what lives in a cgroup and below, and removes it. EBUSY until the last process is gone; a killed one needs a
+/// moment.
+fn remove(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove(&entry.path())?;
+        }
     }
+    let own = std::process::id().cast_signed();
+    let pids = fs::read_to_string(path.join("cgroup.procs"))?;
+    for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
+        if pid != own {
+            // ESRCH: it ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    fs::remove_dir(path)
 }
 
 impl Drop for TestCgroup {
@@ -107,22 +118,12 @@ impl Drop for TestCgroup {
             eprintln!("leaving {}: {error}", self.path.display());
         }
         let until = Instant::now() + LAST_GASP;
-        loop {
-            for pid in self.pids() {
-                if u32::try_from(pid) != Ok(own) {
-                    // ESRCH: it ended by itself meanwhile.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
+        while let Err(error) = remove(&self.path) {
+            if Instant::now() >= until {
+                eprintln!("cgroup {} stays behind: {error}", self.path.display());
+                return;
             }
-            match fs::remove_dir(&self.path) {
-                Ok(()) => return,
-                // EBUSY until the last process is gone; a killed one needs a moment.
-                Err(error) if Instant::now() >= until => {
-                    eprintln!("cgroup {} stays behind: {error}", self.path.display());
-                    return;
-                }
-                Err(_) => sleep(Duration::from_millis(10)),
-            }
+            sleep(Duration::from_millis(10));
         }
     }
 }

@@ -130,6 +130,7 @@ impl Setup {
             origins: records.clone(),
             own: Arc::new(Unflagged),
             namespaces: None,
+            narrow: None,
             workloads: Arc::new(Workloads::new(
                 dir.path().join("cgroup"),
                 vec![dir.path().join("cgroup")],

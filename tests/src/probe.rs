@@ -121,6 +121,19 @@ impl Probe {
         self.ask(&format!("udp-send {to} {options}")).map(drop)
     }
 
+    /// Sends `query` to `server` by UDP, with the options that `tv-probe` documents. With `tcp=ADDRESS` among them it
+    /// connects there as soon as the answer is there.
+    ///
+    /// # Errors
+    /// As [`tcp`](Self::tcp).
+    pub fn ask_name_server(&mut self, server: &str, query: &[u8], options: &str) -> Result<Vec<u8>, Errno> {
+        let hex: String = query.iter().map(|byte| format!("{byte:02x}")).collect();
+        let answer = self.ask(&format!("ask {server} {hex} {options}"))?;
+        let hex = answer.split(' ').next().unwrap_or_default();
+        let pair = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+        Ok((0..hex.len()).step_by(2).map(pair).collect())
+    }
+
     /// Changes the user id of the whole process.
     pub fn become_user(&mut self, uid: u32) {
         self.ask(&format!("uid {uid}")).expect("setuid");

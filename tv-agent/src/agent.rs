@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
-use crate::candidates::Candidates;
 use crate::config::Config;
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
@@ -21,10 +20,9 @@ use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
-use crate::phase::{self, Phase};
+use crate::phase::Phase;
 use crate::places::Places;
-use crate::policy::HostPattern;
-use crate::redirect::{Listeners, NetnsFacts, OriginLookup};
+use crate::redirect::{Listeners, Narrow, NetnsFacts, OriginLookup};
 use crate::sign;
 use crate::snapshot::{Current, Snapshot};
 use crate::strays;
@@ -37,15 +35,13 @@ use crate::workload::Workloads;
 mod compose;
 mod ending;
 mod keys;
+mod names;
 mod namespaces;
 
 use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
-
-/// How often the addresses of exact hosts are looked up.
-const LOOKUP: Duration = Duration::from_secs(60);
 
 /// Why the agent does not start, or does not take a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +88,8 @@ pub struct Wiring {
     pub own: Arc<dyn OwnSocket>,
     /// None: workloads in other network namespaces than the agent's are not looked for.
     pub namespaces: Option<Arc<dyn NetnsFacts>>,
+    /// None: every connection is looked at.
+    pub narrow: Option<Arc<dyn Narrow>>,
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
     pub metrics: Metrics,
@@ -142,6 +140,7 @@ impl Agent {
             origins,
             own,
             namespaces,
+            narrow,
             workloads,
             authority,
             metrics,
@@ -179,7 +178,7 @@ impl Agent {
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
         };
         let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
-        let candidates = Candidates::new();
+        let candidates = names::candidates(narrow.clone());
         let connections = Arc::new(Connections {
             origins,
             workloads: workloads.clone(),
@@ -238,6 +237,7 @@ impl Agent {
                 listeners,
                 own,
                 facts,
+                narrow: narrow.clone(),
                 visitors,
                 metrics: metrics.clone(),
                 home,
@@ -251,11 +251,11 @@ impl Agent {
             )));
         }
         loops.push(tokio::spawn(keys::tend(current.clone(), watched.clone())));
-        loops.push(tokio::spawn(look_up_candidates(
-            current.clone(),
-            candidates,
-            watched,
-        )));
+        if let Some(narrow) = narrow {
+            let sweep = names::sweep(narrow, candidates.clone(), metrics.clone(), watched.clone());
+            loops.push(tokio::spawn(sweep));
+        }
+        loops.push(tokio::spawn(names::look_up(current.clone(), candidates, watched)));
         Ok(Self {
             current,
             dialer,
@@ -351,27 +351,4 @@ pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Err
         }
     }
     Ok(())
-}
-
-/// Learns the addresses of routed hosts, so that a connection to one of them without a name is not tunnelled.
-async fn look_up_candidates(current: Current, candidates: Candidates, mut phase: watch::Receiver<Phase>) {
-    loop {
-        let snapshot = current.load();
-        let exact = snapshot
-            .routes
-            .iter()
-            .flat_map(|r| &r.hosts)
-            .filter_map(HostPattern::exact);
-        for host in exact.cloned().collect::<Vec<_>>() {
-            // A name that does not resolve now is learned from the first connection to it.
-            if let Ok(addresses) = tokio::net::lookup_host((host.as_str(), 443)).await {
-                addresses.for_each(|address| candidates.learn(address.ip().to_canonical()));
-            }
-        }
-        drop(snapshot);
-        tokio::select! {
-            () = tokio::time::sleep(LOOKUP) => {}
-            () = phase::reached(&mut phase, Phase::HandedOver) => return,
-        }
-    }
 }

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::addr::HostName;
 use crate::agent::Agent;
 use crate::cli::Output;
 use crate::config::{self, Config};
 use crate::netns;
+use crate::policy::HostPattern;
 use crate::redirect::{
-    self, AgentDown, DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR, Handles, KernelPolicy,
-    Listeners, Redirect,
+    self, AgentDown, Capture, DEFAULT_PIN_ROOT as PIN_ROOT, DEFAULT_RUN_DIR as RUN_DIR, Handles,
+    KernelPolicy, Listeners, Redirect, RoutedName,
 };
 
 pub mod ca;
@@ -44,6 +46,14 @@ fn kernel_policy(
     KernelPolicy {
         ports: intercept.ports.clone(),
         bypass: intercept.bypass.clone(),
+        capture: match &intercept.capture {
+            config::Capture::All => Capture::All,
+            config::Capture::Dns { hosts, unsure_for } => Capture::Dns {
+                names: hosts.iter().filter_map(routed_name).collect(),
+                unsure_for: *unsure_for,
+            },
+            config::Capture::Cidr(nets) => Capture::Cidr(nets.clone()),
+        },
         block_quic: intercept.quic == config::Quic::Block,
         on_agent_down: match intercept.on_agent_down {
             config::OnAgentDown::Closed => AgentDown::Closed,
@@ -53,6 +63,14 @@ fn kernel_policy(
         listeners,
         v6_routable: netns::routes_v6(),
     }
+}
+
+/// None for what is no name, which no pattern is.
+fn routed_name(host: &HostPattern) -> Option<RoutedName> {
+    Some(RoutedName {
+        name: HostName::parse(host.subtree())?,
+        below: host.exact().is_none(),
+    })
 }
 
 /// What a running agent does every second: says that it lives, and lets go of what is idle.
@@ -81,13 +99,13 @@ pub enum KernelHalf {
     Privileges {
         missing: String,
         remedy: String,
-        source: redirect::Error,
+        source: Box<redirect::Error>,
     },
     #[error("this machine lacks {missing}; {remedy}")]
     Machine {
         missing: String,
         remedy: String,
-        source: redirect::Error,
+        source: Box<redirect::Error>,
     },
     #[error(transparent)]
     Redirect(#[from] redirect::Error),
@@ -114,12 +132,12 @@ fn explained(loaded: Result<Redirect, redirect::Error>) -> Result<Redirect, Kern
             Some(finding) if finding.name == "capabilities" => KernelHalf::Privileges {
                 missing: finding.detail,
                 remedy: finding.remedy.unwrap_or_default(),
-                source,
+                source: source.into(),
             },
             Some(finding) => KernelHalf::Machine {
                 missing: format!("{} ({})", finding.name, finding.detail),
                 remedy: finding.remedy.unwrap_or_default(),
-                source,
+                source: source.into(),
             },
             None => KernelHalf::Redirect(source),
         }

@@ -21,6 +21,7 @@ use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
 use crate::verify;
 
 mod builtin;
+mod capture;
 mod check;
 mod raw;
 mod workloads;
@@ -61,11 +62,25 @@ pub struct Intercept {
     pub cgroups: Vec<String>,
     pub ports: Vec<u16>,
     pub bypass: Vec<IpNet>,
+    pub capture: Capture,
     pub quic: Quic,
     pub on_agent_down: OnAgentDown,
     pub on_unknown_name: OnUnknownName,
     /// Directory with the facts of pods, see [`crate::workload::Directory`].
     pub pod_facts: Option<PathBuf>,
+}
+
+/// Which connections on captured ports are looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Capture {
+    #[default]
+    All,
+    /// Those to addresses of the routes' hosts.
+    Dns {
+        hosts: Vec<HostPattern>,
+        unsure_for: Duration,
+    },
+    Cidr(Vec<IpNet>),
 }
 
 /// A vault's settings, with the files of its roots still to be read.
@@ -227,6 +242,7 @@ impl Default for Intercept {
             bypass: ["127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10"]
                 .map(|net| net.parse().expect("a network"))
                 .to_vec(),
+            capture: Capture::All,
             quic: Quic::Block,
             on_agent_down: OnAgentDown::Closed,
             on_unknown_name: OnUnknownName::Tunnel,

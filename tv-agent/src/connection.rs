@@ -156,6 +156,7 @@ impl Connections {
             reset_on_close(&stream);
             return Err(Error::Refused("too_many_connections"));
         };
+        let _in_use = self.candidates.open(recorded.origin.0.ip());
         let dialer = self.dialer.within(netns);
         // Latency of small requests is lost to Nagle otherwise; a socket without it still works.
         let _ = stream.set_nodelay(true);

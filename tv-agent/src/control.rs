@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use crate::flows::Flows;
 use crate::https::causes;
 use crate::local;
+use crate::redirect::Narrowing;
 use crate::sign::{KeySets, Shown};
 use crate::token::{Filter, Tokens};
 
@@ -45,6 +46,8 @@ pub struct Status {
     pub cached_tokens: u64,
     /// Connections of enrolled processes that went past the agent.
     pub uncaptured_connections: u64,
+    /// None with `capture: all`.
+    pub narrowing: Option<Narrowing>,
     /// The kernel half's counters.
     pub kernel: Vec<(String, u64)>,
 }

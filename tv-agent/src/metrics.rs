@@ -74,6 +74,10 @@ pub struct Metrics {
     pub namespaces: Gauge,
     pub namespace_failures: Family<ReasonLabels, Counter>,
     pub uncaptured: Family<ReasonLabels, Counter>,
+    /// With `capture: dns`: addresses, namespaces, and 1 while that holds for all.
+    pub candidates: Gauge,
+    pub unsure_namespaces: Gauge,
+    pub all_unsure: Gauge,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -112,6 +116,9 @@ impl Metrics {
             namespaces: Gauge::default(),
             namespace_failures: Family::default(),
             uncaptured: Family::default(),
+            candidates: Gauge::default(),
+            unsure_namespaces: Gauge::default(),
+            all_unsure: Gauge::default(),
         };
         registry.register(
             "connections",
@@ -191,6 +198,25 @@ impl Metrics {
             "Connections of enrolled processes that went past the agent, by reason",
             metrics.uncaptured.clone(),
         );
+        for (name, help, gauge) in [
+            (
+                "candidate_addresses",
+                "Addresses of routed hosts that `capture: dns` looks at",
+                &metrics.candidates,
+            ),
+            (
+                "unsure_network_namespaces",
+                "Network namespaces in which `capture: dns` looks at everything",
+                &metrics.unsure_namespaces,
+            ),
+            (
+                "all_namespaces_unsure",
+                "1 while `capture: dns` looks at everything everywhere",
+                &metrics.all_unsure,
+            ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
         metrics.registry = Arc::new(registry);
         metrics
     }

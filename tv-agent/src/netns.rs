@@ -205,6 +205,24 @@ impl std::fmt::Debug for Netns {
     }
 }
 
+/// Whether `process` began before this one. One that cannot be asked may have.
+pub fn older_than_us(process: i32) -> bool {
+    let began = |process: &str| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        start_time(&stat)
+    };
+    match (began(&process.to_string()), began("self")) {
+        (Some(theirs), Some(ours)) => theirs < ours,
+        _ => true,
+    }
+}
+
+/// proc_pid_stat(5): the command in parentheses may hold anything; `starttime` is the twentieth field behind it.
+fn start_time(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 /// The namespace of the calling thread.
 ///
 /// # Errors

@@ -1,13 +1,14 @@
 //! Stage 1: the kernel half as the agent sees it. `redirect/` is the only user of aya.
 
+use std::borrow::Cow;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::addr::{NetnsCookie, OriginAddr, PeerAddr};
+use crate::addr::{HostName, NetnsCookie, OriginAddr, PeerAddr};
 
 mod cgroup;
 mod cleanup;
@@ -16,15 +17,18 @@ mod layout;
 mod load;
 mod lock;
 mod maps;
+mod names;
+mod object;
 mod pins;
 mod probe;
 
 pub use cgroup::{cgroup_id, cgroup2_mount};
 pub use cleanup::{Removed, cleanup, exec_cgroup_name};
 pub use kernel_log::KernelLog;
-pub use load::{Redirect, Usage, count_usage, object, object_sha256};
+pub use load::{Redirect, Usage, count_usage};
 pub use lock::{DEFAULT_RUN_DIR, InstanceLock, instance_process};
 pub use maps::Handles;
+pub use object::{object, object_sha256};
 pub use pins::DEFAULT_PIN_ROOT;
 pub use probe::{Finding, probe};
 
@@ -59,6 +63,55 @@ pub trait NetnsFacts: Send + Sync {
     fn forget(&self, netns: NetnsCookie);
 }
 
+/// The candidate addresses of `capture: dns`, as far as the agent has to do with them; faked in tests.
+pub trait Narrow: Send + Sync {
+    /// A routed host is known to have `address`; it is kept for `time` at least.
+    fn keep(&self, address: IpAddr, time: Duration);
+
+    /// Removes what has had its time, but no address that `open` says a connection is open to.
+    fn sweep(&self, open: &dyn Fn(IpAddr) -> bool) -> Option<Narrowing>;
+
+    /// Somebody in the namespace looked names up before the programs could see it.
+    fn unsure(&self, netns: NetnsCookie);
+}
+
+/// What narrowing amounts to.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Narrowing {
+    /// `dns` or `cidr`.
+    pub capture: Cow<'static, str>,
+    /// Addresses that routed names are known to have.
+    pub candidates: usize,
+    /// Network namespaces in which everything is looked at.
+    pub unsure_namespaces: usize,
+    /// Seconds for which everything is looked at everywhere.
+    pub all_unsure_s: u64,
+}
+
+/// Which destinations on captured ports are looked at; the SNI decides about those.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Capture {
+    #[default]
+    All,
+    /// The addresses that these names were seen to have, and all where that is not sure.
+    Dns {
+        /// At most [`tv_ebpf::abi::NAME_ENTRIES`].
+        names: Vec<RoutedName>,
+        /// How long a network namespace stays unsure.
+        unsure_for: Duration,
+    },
+    /// At most [`tv_ebpf::abi::CAPTURE_ENTRIES`].
+    Cidr(Vec<IpNet>),
+}
+
+/// A name whose addresses are candidates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoutedName {
+    pub name: HostName,
+    /// Not the name itself, but all below it.
+    pub below: bool,
+}
+
 /// The address of a listener inside a network namespace, by family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listeners {
@@ -84,6 +137,7 @@ pub struct KernelPolicy {
     pub ports: Vec<u16>,
     /// Never captured. At most [`tv_ebpf::abi::BYPASS_ENTRIES`] prefixes.
     pub bypass: Vec<IpNet>,
+    pub capture: Capture,
     /// Refuse UDP to the captured ports, so that QUIC clients fall back to TCP.
     pub block_quic: bool,
     pub on_agent_down: AgentDown,
@@ -188,8 +242,16 @@ pub enum Error {
     ListenerFamily(SocketAddr),
     #[error("port {0} is the agent's own listener and cannot be captured; choose another listen port")]
     ListenerCaptured(u16),
-    #[error("{count} bypass prefixes are more than the {most} that the kernel half holds; merge some")]
-    TooManyPrefixes { count: usize, most: usize },
+    #[error("{count} {what} prefixes are more than the {most} that the kernel half holds; merge some")]
+    TooManyPrefixes {
+        what: &'static str,
+        count: usize,
+        most: usize,
+    },
+    #[error(
+        "{count} host names are more than the {most} that `capture: dns` holds; use wildcards, or `capture: all`"
+    )]
+    TooManyNames { count: usize, most: usize },
 }
 
 impl Error {

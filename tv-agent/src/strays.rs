@@ -47,15 +47,25 @@ pub struct Scope {
     pub bypass: Vec<IpNet>,
     /// UDP to the same ports is refused.
     pub block_quic: bool,
+    /// Only candidate addresses are captured: a connection elsewhere is left alone, as it should be.
+    pub narrowed: bool,
 }
 
 impl Scope {
+    /// Where connections may be left alone by design, only what was made outside is certain to have gone past.
+    fn tells(&self, reason: Reason) -> bool {
+        !self.narrowed || reason == Reason::ForeignSocket
+    }
+
     /// Whether a connection to `peer` should have gone to the agent. A captured one shows the agent's listener as its
     /// peer, whose port is never captured.
     fn concerns(&self, peer: SocketAddr) -> bool {
         self.ports.contains(&peer.port()) && !self.bypass.iter().any(|net| net.contains(&peer.ip()))
     }
 }
+
+/// A scope, and where the facts of pods come from.
+pub type InForce = (Arc<Scope>, Arc<dyn PodFacts>);
 
 /// How it got past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,8 +173,8 @@ pub struct Watch {
     /// The namespace that the agent runs in.
     pub home: NetnsId,
     pub workloads: Arc<Workloads>,
-    /// What is in force: the scope, and where the facts of pods come from.
-    pub current: Arc<dyn Fn() -> (Arc<Scope>, Arc<dyn PodFacts>) + Send + Sync>,
+    /// What is in force now.
+    pub current: Arc<dyn Fn() -> InForce + Send + Sync>,
     pub flows: Flows,
     pub metrics: Metrics,
 }
@@ -335,7 +345,7 @@ impl Look {
                 let holder = found.get(&connection.inode)?.clone();
                 Some(self.name(netns, connection, holder))
             });
-            strays.extend(named);
+            strays.extend(named.filter(|stray| self.scope.tells(stray.reason)));
         }
         Looked {
             strays,

@@ -28,10 +28,36 @@ pub const TUPLES: &str = "TV_TUPLES";
 pub const NETNS: &str = "TV_NETNS";
 /// Per-CPU array of u64, indexed by [`crate::Reason`].
 pub const COUNTERS: &str = "TV_COUNTERS";
+/// LPM trie as [`BYPASS`]: 1 is looked at, 0 is not after all. For [`FLAG_CAPTURE_CIDR`].
+pub const CAPTURE: &str = "TV_CAPTURE";
+/// Hash of u64, a name's [`crate::name`] hash, to u32: [`NAME_EXACT`], [`NAME_BELOW`] or both.
+pub const NAMES: &str = "TV_NAMES";
+/// Hash of sixteen address bytes (IPv4 as v4-mapped) to u64: nanoseconds of CLOCK_MONOTONIC until which the address is
+/// kept at least. Being there is what counts; the agent removes what has had its time.
+pub const CANDIDATES: &str = "TV_CANDIDATES";
+/// Hash of u64, the cookie of a network namespace, to u64: nanoseconds of CLOCK_MONOTONIC until which nothing is left
+/// out there by name.
+pub const UNSURE: &str = "TV_UNSURE";
+/// Array of two u64, [`WIDE_UNTIL`] and [`WIDE_FOR`].
+pub const WIDE: &str = "TV_WIDE";
+/// Socket storage of u64: present on sockets that speak DNS, the cookie of their network namespace.
+pub const ASKED: &str = "TV_ASKED";
+/// Per-CPU array of one DNS message.
+pub const SCRATCH: &str = "TV_SCRATCH";
+
+/// Index in [`WIDE`]: as the values of [`UNSURE`], for every network namespace.
+pub const WIDE_UNTIL: u32 = 0;
+/// Index in [`WIDE`]: nanoseconds for which a network namespace stays unsure.
+pub const WIDE_FOR: u32 = 1;
+/// Value in [`NAMES`]: the name itself.
+pub const NAME_EXACT: u32 = 1;
+/// Value in [`NAMES`]: names below this one.
+pub const NAME_BELOW: u32 = 1 << 1;
 
 /// The maps that are pinned, and that an agent which starts takes over from the one before it.
 pub const MAPS: &[&str] = &[
-    SETTINGS, DEADLINE, PORTS, BYPASS, OWN, ORIGINS, TUPLES, NETNS, COUNTERS,
+    SETTINGS, DEADLINE, PORTS, BYPASS, OWN, ORIGINS, TUPLES, NETNS, COUNTERS, CAPTURE, NAMES, CANDIDATES,
+    UNSURE, WIDE, ASKED,
 ];
 
 /// Read-only global (u8): the kernel has `bpf_set_retval` (Linux 5.18), so a refusal can say which one it is.
@@ -50,12 +76,22 @@ pub const PROGRAMS: [&str; 7] = [
     "tv_getpeername6",
     "tv_sock_ops",
 ];
+/// The program that reads DNS answers. Attached only for [`FLAG_CAPTURE_DNS`], since it sees every packet received.
+pub const INGRESS: &str = "tv_ingress";
 
 pub const PORT_WORDS: usize = 65_536 / 64;
 /// Prefixes in [`BYPASS`].
 pub const BYPASS_ENTRIES: usize = 4_096;
 /// Network namespaces in [`NETNS`].
 pub const NETNS_ENTRIES: usize = 2_048;
+/// Prefixes in [`CAPTURE`].
+pub const CAPTURE_ENTRIES: usize = 4_096;
+/// Names in [`NAMES`].
+pub const NAME_ENTRIES: usize = 8_192;
+/// Addresses in [`CANDIDATES`].
+pub const CANDIDATE_ENTRIES: usize = 16_384;
+/// Network namespaces in [`UNSURE`].
+pub const UNSURE_ENTRIES: usize = 2_048;
 /// Connections between SYN and accept(), LRU. Small LRU maps evict early, in batches (Linux, per-CPU lists).
 pub const TUPLE_ENTRIES: usize = 65_536;
 
@@ -65,6 +101,11 @@ pub const FLAG_OPEN: u32 = 1;
 pub const FLAG_BLOCK_QUIC: u32 = 1 << 1;
 /// [`Settings::flags`]: native IPv6 can leave the network namespace, for those that are not in [`NETNS`].
 pub const FLAG_V6_ROUTABLE: u32 = 1 << 2;
+
+/// [`Settings::flags`]: only [`CANDIDATES`] are looked at, and everything where a namespace is unsure.
+pub const FLAG_CAPTURE_DNS: u32 = 1 << 3;
+/// [`Settings::flags`]: only [`CAPTURE`] is looked at.
+pub const FLAG_CAPTURE_CIDR: u32 = 1 << 4;
 
 /// Policy besides ports and prefixes. All zero, as the kernel makes it, means: nobody listens, refuse.
 #[repr(C)]
@@ -177,7 +218,7 @@ mod tests {
     #[test]
     fn map_and_program_names_fit_the_kernel() {
         // BPF_OBJ_NAME_LEN is 16 with the final NUL; the kernel would cut longer names.
-        for name in MAPS.iter().copied().chain(PROGRAMS) {
+        for name in MAPS.iter().copied().chain([SCRATCH, INGRESS]).chain(PROGRAMS) {
             assert!(name.len() < 16, "{name}");
         }
     }

@@ -11,13 +11,17 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::helpers::{bpf_get_current_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::programs::SockAddrContext;
-use tv_ebpf::abi::{FLAG_BLOCK_QUIC, FLAG_OPEN, FLAG_V6_ROUTABLE, MAPPED_WORD, mapped};
-use tv_ebpf::verdict::{Facts, Family};
+use tv_ebpf::abi::{
+    FLAG_BLOCK_QUIC, FLAG_CAPTURE_CIDR, FLAG_CAPTURE_DNS, FLAG_OPEN, FLAG_V6_ROUTABLE, MAPPED_WORD, mapped,
+};
+use tv_ebpf::verdict::{Capture, Facts, Family};
 use tv_ebpf::{Reason, Settings};
 
 use crate::maps::{
-    TV_BYPASS, TV_DEADLINE, TV_HAS_SET_RETVAL, TV_NETNS, TV_OWN, TV_PORTS, TV_SETTINGS, count, storage,
+    TV_BYPASS, TV_CAPTURE, TV_DEADLINE, TV_HAS_SET_RETVAL, TV_NETNS, TV_OWN, TV_PORTS, TV_SETTINGS, count,
+    storage,
 };
+use crate::names;
 
 /// Return values of cgroup programs.
 pub const ALLOW: i32 = 1;
@@ -105,17 +109,40 @@ impl Facts for Attempt<'_> {
 
     #[inline(always)]
     fn bypassed(&self) -> bool {
-        // Key is packed, which would cost sixteen byte stores; the same bytes, aligned, cost five words.
-        let key = [
-            128,
-            self.destination[0],
-            self.destination[1],
-            self.destination[2],
-            self.destination[3],
-        ];
-        // SAFETY: Key<[u32; 4]> is twenty bytes without padding: the prefix length, then the data.
-        let key = unsafe { &*key.as_ptr().cast::<Key<[u32; 4]>>() };
-        TV_BYPASS.get(key).is_some_and(|bypassed| *bypassed != 0)
+        TV_BYPASS
+            .get(whole(&prefix(&self.destination)))
+            .is_some_and(|bypassed| *bypassed != 0)
+    }
+
+    #[inline(always)]
+    fn capture(&self) -> Capture {
+        if self.settings.flags & FLAG_CAPTURE_DNS != 0 {
+            Capture::Dns
+        } else if self.settings.flags & FLAG_CAPTURE_CIDR != 0 {
+            Capture::Cidr
+        } else {
+            Capture::All
+        }
+    }
+
+    #[inline(always)]
+    fn in_capture_cidr(&self) -> bool {
+        TV_CAPTURE
+            .get(whole(&prefix(&self.destination)))
+            .is_some_and(|captured| *captured != 0)
+    }
+
+    #[inline(always)]
+    fn candidate(&self) -> bool {
+        // A copy: once a helper has a pointer into `self`, LLVM forgets which family it is, and stores where the other
+        // family's address would be.
+        let address = self.destination;
+        names::used(&address)
+    }
+
+    #[inline(always)]
+    fn unsure(&self) -> bool {
+        names::unsure(names::netns(self.ctx))
     }
 
     #[inline(always)]
@@ -181,6 +208,19 @@ impl Facts for Attempt<'_> {
     fn fail_open(&self) -> bool {
         self.settings.flags & FLAG_OPEN != 0
     }
+}
+
+/// A prefix of full length as five words. [`Key`] is packed, which would cost sixteen byte stores; the same bytes,
+/// aligned, cost five words.
+#[inline(always)]
+fn prefix(address: &[u32; 4]) -> [u32; 5] {
+    [128, address[0], address[1], address[2], address[3]]
+}
+
+#[inline(always)]
+fn whole(words: &[u32; 5]) -> &Key<[u32; 4]> {
+    // SAFETY: Key<[u32; 4]> is twenty bytes without padding: the prefix length, then the data.
+    unsafe { &*words.as_ptr().cast::<Key<[u32; 4]>>() }
 }
 
 /// Counts, names the error where the kernel lets us, and refuses.

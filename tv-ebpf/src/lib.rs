@@ -12,10 +12,17 @@
 //! | [`abi::ORIGINS`] | - | connect writes; handover and getpeername read. Lives and dies with the socket |
 //! | [`abi::TUPLES`] | takes (reads and deletes) after accept() | handover writes |
 //! | [`abi::NETNS`] | writes as namespaces come and go | read for native IPv6 |
+//! | [`abi::CAPTURE`] | writes | read with `capture: cidr` |
+//! | [`abi::NAMES`] | writes | ingress reads |
+//! | [`abi::CANDIDATES`] | writes what it looked up, removes | ingress writes, connect reads and prolongs |
+//! | [`abi::UNSURE`], [`abi::WIDE`] | writes, removes | connect and ingress write, connect reads |
+//! | [`abi::ASKED`] | - | connect and sendmsg write; ingress reads. Lives and dies with the socket |
 //! | [`abi::COUNTERS`] | reads | every decision counts under its [`Reason`] |
 #![no_std]
 
 pub mod abi;
+pub mod answer;
+pub mod name;
 pub mod verdict;
 
 pub use abi::{ABI_VERSION, Record, Settings, TupleKey};

@@ -8,6 +8,7 @@
 
 mod attempt;
 mod maps;
+mod names;
 mod programs;
 
 /// bpf_sk_lookup_tcp, bpf_sk_storage_get and others are open to GPL-compatible programs only.

@@ -5,7 +5,11 @@ use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
-use tv_ebpf::abi::{BYPASS_ENTRIES, NETNS_ENTRIES, PORT_WORDS, TUPLE_ENTRIES};
+use tv_ebpf::abi::{
+    BYPASS_ENTRIES, CANDIDATE_ENTRIES, CAPTURE_ENTRIES, NAME_ENTRIES, NETNS_ENTRIES, PORT_WORDS,
+    TUPLE_ENTRIES, UNSURE_ENTRIES,
+};
+use tv_ebpf::answer::Scratch;
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
 #[btf_map]
@@ -35,6 +39,28 @@ pub static TV_NETNS: HashMap<u64, u32, NETNS_ENTRIES> = HashMap::new();
 
 #[btf_map]
 pub static TV_COUNTERS: PerCpuArray<u64, { Reason::ALL.len() }> = PerCpuArray::new();
+
+#[btf_map]
+pub static TV_CAPTURE: LpmTrie<[u32; 4], u32, CAPTURE_ENTRIES> = LpmTrie::new();
+
+#[btf_map]
+pub static TV_NAMES: HashMap<u64, u32, NAME_ENTRIES> = HashMap::new();
+
+/// Not LRU: what is not seen to go must not be missed, so a full table makes unsure instead.
+#[btf_map]
+pub static TV_CANDIDATES: HashMap<[u32; 4], u64, CANDIDATE_ENTRIES> = HashMap::new();
+
+#[btf_map]
+pub static TV_UNSURE: HashMap<u64, u64, UNSURE_ENTRIES> = HashMap::new();
+
+#[btf_map]
+pub static TV_WIDE: Array<u64, 2> = Array::new();
+
+#[btf_map]
+pub static TV_ASKED: SkStorage<u64> = SkStorage::new();
+
+#[btf_map]
+pub static TV_SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 /// Set by the loader. Read-only to the verifier, which drops the branch that the kernel cannot run.
 #[unsafe(no_mangle)]

@@ -2,5 +2,6 @@
 
 mod connect;
 mod handover;
+mod ingress;
 mod peername;
 mod sendmsg;

@@ -56,10 +56,26 @@ pub enum Reason {
     HandoverFailed,
     /// getpeername() was shown the origin.
     PeerShown,
+    /// Narrowed by name: no candidate, in a namespace that is sure of its names.
+    NotCandidate,
+    /// Narrowed by prefix: in none of them.
+    OutsideCidrs,
+    /// A DNS answer about a routed name was read.
+    DnsLearnt,
+    /// Such an answer was cut short (TC): its namespace is unsure.
+    DnsTruncated,
+    /// A DNS answer that cannot be read, or not to its end: its namespace is unsure.
+    DnsUnreadable,
+    /// A DNS answer about a routed name is longer than what is read: its namespace is unsure.
+    DnsTooLarge,
+    /// There was no room for an address of a routed name: its namespace is unsure.
+    DnsNoRoom,
+    /// DNS over a stream (TCP port 53) or encrypted (port 853), which is not read: its namespace is unsure.
+    DnsUnseen,
 }
 
 impl Reason {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 26] = [
         Self::Redirected,
         Self::OtherProtocol,
         Self::OtherPort,
@@ -78,6 +94,14 @@ impl Reason {
         Self::RecordFailed,
         Self::HandoverFailed,
         Self::PeerShown,
+        Self::NotCandidate,
+        Self::OutsideCidrs,
+        Self::DnsLearnt,
+        Self::DnsTruncated,
+        Self::DnsUnreadable,
+        Self::DnsTooLarge,
+        Self::DnsNoRoom,
+        Self::DnsUnseen,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -100,6 +124,14 @@ impl Reason {
             Self::RecordFailed => "record_failed",
             Self::HandoverFailed => "handover_failed",
             Self::PeerShown => "peer_shown",
+            Self::NotCandidate => "not_candidate",
+            Self::OutsideCidrs => "outside_cidrs",
+            Self::DnsLearnt => "dns_learnt",
+            Self::DnsTruncated => "dns_truncated",
+            Self::DnsUnreadable => "dns_unreadable",
+            Self::DnsTooLarge => "dns_too_large",
+            Self::DnsNoRoom => "dns_no_room",
+            Self::DnsUnseen => "dns_unseen",
         }
     }
 }
@@ -115,6 +147,16 @@ pub enum Verdict {
     Redirect,
 }
 
+/// Which destinations on captured ports are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    All,
+    /// Addresses that routed names were seen to have.
+    Dns,
+    /// Addresses in configured prefixes.
+    Cidr,
+}
+
 /// What a program can find out about the call. Each method may cost a helper call.
 pub trait Facts {
     fn protocol(&self) -> u32;
@@ -124,6 +166,13 @@ pub trait Facts {
     fn own_socket(&self) -> bool;
     fn in_agent_cgroup(&self) -> bool;
     fn bypassed(&self) -> bool;
+    fn capture(&self) -> Capture;
+    /// In a prefix to look at.
+    fn in_capture_cidr(&self) -> bool;
+    /// An address that a routed name was seen to have. Asking counts as use.
+    fn candidate(&self) -> bool;
+    /// The namespace may know addresses that nobody saw it learn.
+    fn unsure(&self) -> bool;
     fn bound_to_device(&self) -> bool;
     /// The agent let its deadline pass.
     fn late(&self) -> bool;
@@ -153,6 +202,11 @@ pub fn decide(facts: &impl Facts) -> Verdict {
     }
     if facts.bypassed() {
         return Verdict::Leave(Reason::Bypassed);
+    }
+    match facts.capture() {
+        Capture::Dns if !facts.candidate() && !facts.unsure() => return Verdict::Leave(Reason::NotCandidate),
+        Capture::Cidr if !facts.in_capture_cidr() => return Verdict::Leave(Reason::OutsideCidrs),
+        Capture::All | Capture::Dns | Capture::Cidr => {}
     }
     if protocol == UDP {
         return if facts.block_quic() {

@@ -18,7 +18,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tv_agent::addr::PeerAddr;
 use tv_agent::dial::OwnSocket as _;
 use tv_agent::redirect::{
-    AgentDown, Handles, KernelPolicy, Listeners, OriginLookup as _, Redirect, Usage, count_usage,
+    AgentDown, Capture, Handles, KernelPolicy, Listeners, OriginLookup as _, Redirect, Usage, count_usage,
 };
 use tv_tests::cgroup::TestCgroup;
 use tv_tests::sandbox::{self, BPFFS};
@@ -78,8 +78,9 @@ impl Bench {
         let (cgroup, other_cgroup) = (TestCgroup::new("bench"), TestCgroup::new("bench-outside"));
         let run_dir = tempfile::tempdir().expect("a directory");
         let pins = Path::new(BPFFS).join("tv-agent");
-        let redirect = Redirect::load(&pins, run_dir.path(), "bench").expect("loaded");
+        let mut redirect = Redirect::load(&pins, run_dir.path(), "bench").expect("loaded");
         let policy = KernelPolicy {
+            capture: Capture::All,
             ports: vec![443],
             // As the agent's own defaults, so that the look-up costs what it does there.
             bypass: ["127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10"]

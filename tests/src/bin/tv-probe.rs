@@ -9,6 +9,8 @@
 //! - `flood ADDRESS COUNT [bind=ADDRESS]`: as many connects, one after the other, each closed by a reset, for at most
 //!   ten seconds; bound, from consecutive ports on → `ok CONNECTED FAILED`
 //! - `udp-connect ADDRESS [mapped]`, `udp-send ADDRESS [mapped]` → `ok -`
+//! - `ask SERVER QUERY [mapped] [unconnected] [tcp=ADDRESS]` (hexadecimal) → `ok ANSWER`; sends a datagram, waits for one,
+//!   and with `tcp` connects at once, in the same breath as a resolver's caller would: `ok ANSWER ID PEER LOCAL`
 //! - `uid N` → `ok -`
 
 use std::io::{self, BufRead as _, Write as _};
@@ -87,6 +89,7 @@ fn obey(line: &str, sockets: &mut Vec<Socket>) -> io::Result<String> {
             socket.send_to(b"x", &to.into())?;
             Ok("-".into())
         }
+        "ask" => ask(arguments, sockets),
         "uid" => {
             let uid = argument(0).parse().expect("a user id");
             nix::unistd::setuid(nix::unistd::Uid::from_raw(uid))?;
@@ -178,6 +181,38 @@ fn udp(to: SocketAddr, options: &[&str]) -> io::Result<(Socket, SocketAddr)> {
         to
     };
     Ok((Socket::new(Domain::for_address(to), Type::DGRAM, None)?, to))
+}
+
+/// One question by UDP, and what the answer is good for at once.
+fn ask(arguments: &[&str], sockets: &mut Vec<Socket>) -> io::Result<String> {
+    let (socket, to) = udp(address(arguments[0]), &arguments[2..])?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let query = bytes(arguments[1]);
+    if arguments.contains(&"unconnected") {
+        socket.send_to(&query, &to.into())?;
+    } else {
+        socket.connect(&to.into())?;
+        socket.send(&query)?;
+    }
+    let socket = std::net::UdpSocket::from(socket);
+    let mut answer = vec![0; 65_536];
+    let length = socket.recv(&mut answer)?;
+    let hex: String = answer[..length]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    match arguments.iter().find_map(|option| option.strip_prefix("tcp=")) {
+        Some(to) => {
+            sockets.push(tcp(address(to), &[])?);
+            Ok(format!("{hex} {}", describe(sockets.len() - 1, sockets)?))
+        }
+        None => Ok(hex),
+    }
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let pair = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+    (0..hex.len()).step_by(2).map(pair).collect()
 }
 
 fn describe(id: usize, sockets: &[Socket]) -> io::Result<String> {

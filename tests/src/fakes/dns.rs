@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -40,6 +41,7 @@ pub struct Question {
 #[derive(Default)]
 struct Zone {
     names: Mutex<HashMap<String, Vec<IpAddr>>>,
+    aliases: Mutex<HashMap<String, Name>>,
     questions: Mutex<Vec<Question>>,
 }
 
@@ -72,6 +74,15 @@ impl Dns {
     pub fn set(&self, name: &str, addrs: &[IpAddr]) {
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         lock(&self.zone.names).insert(name, addrs.to_vec());
+    }
+
+    /// `name` is an alias of `target` (CNAME), whose addresses come in the same answer.
+    ///
+    /// # Panics
+    /// When `target` is no name.
+    pub fn alias(&self, name: &str, target: &str) {
+        let target = Name::from_ascii(target).expect("a name");
+        lock(&self.zone.aliases).insert(name.to_ascii_lowercase(), target);
     }
 
     pub fn questions(&self) -> Vec<Question> {
@@ -142,9 +153,16 @@ impl Zone {
                 kind: kind.to_string(),
                 transport,
             });
+            let alias = lock(&self.aliases).get(&name).cloned();
+            if let Some(target) = &alias {
+                let data = RData::CNAME(CNAME(target.clone()));
+                response.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
+            }
+            let owner = alias.unwrap_or_else(|| question.name().clone());
+            let name = owner.to_ascii().trim_end_matches('.').to_ascii_lowercase();
             match lock(&self.names).get(&name) {
                 Some(addrs) => {
-                    response.add_answers(addrs.iter().filter_map(|ip| record(question.name(), kind, *ip)));
+                    response.add_answers(addrs.iter().filter_map(|ip| record(&owner, kind, *ip)));
                 }
                 None => response.metadata.response_code = ResponseCode::NXDomain,
             }

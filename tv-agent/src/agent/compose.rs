@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 
 use super::{Error, keys};
-use crate::config::{Config, Quic};
+use crate::config::{Capture, Config, Quic};
 use crate::dial::Dialer;
 use crate::metrics::Metrics;
 use crate::policy::Routes;
@@ -63,6 +63,7 @@ pub(super) fn snapshot(
         ports: config.intercept.ports,
         bypass: config.intercept.bypass,
         block_quic: config.intercept.quic == Quic::Block,
+        narrowed: !matches!(config.intercept.capture, Capture::All),
     };
     Ok(Snapshot {
         scope: Arc::new(scope),

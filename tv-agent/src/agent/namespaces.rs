@@ -17,7 +17,7 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::{self, Found, Netns, NetnsId, Seen, Visitors};
 use crate::phase::{self, Phase};
-use crate::redirect::{Listeners, NetnsFacts};
+use crate::redirect::{Listeners, Narrow, NetnsFacts};
 
 mod error;
 mod incomplete;
@@ -52,6 +52,7 @@ pub(super) struct Namespaces {
     pub(super) listeners: Listeners,
     pub(super) own: Arc<dyn OwnSocket>,
     pub(super) facts: Arc<dyn NetnsFacts>,
+    pub(super) narrow: Option<Arc<dyn Narrow>>,
     pub(super) visitors: Visitors,
     pub(super) metrics: Metrics,
     /// The namespace that the agent runs in.
@@ -217,6 +218,14 @@ impl Namespaces {
         });
         if let Some(cookie) = netns.cookie() {
             self.facts.set(cookie, v6_routable)?;
+            // Its names were looked up while nobody watched.
+            if let Some(narrow) = self
+                .narrow
+                .as_ref()
+                .filter(|_| netns::older_than_us(seen.process))
+            {
+                narrow.unsure(cookie);
+            }
         }
         Ok(self.serve_in(hold, v4, v6, seen.cgroup.clone(), accepting))
     }

@@ -17,13 +17,15 @@ use crate::token::Vault;
 use crate::upstream::roots;
 use crate::verify::Verifier;
 
+mod resolvers;
+
 /// One thing that was looked at.
 #[derive(Serialize)]
 struct Finding {
     name: String,
     ok: bool,
     detail: String,
-    /// How to mend it; empty when it is well.
+    /// How to mend it, or what to know; empty when there is nothing to say.
     remedy: String,
 }
 
@@ -68,6 +70,9 @@ pub async fn run(args: &CheckArgs) -> u8 {
                 format!("{} routes", config.routes.len()),
             ));
             findings.extend(cgroups(&config, args.config.is_some()));
+            if let Ok(mount) = redirect::cgroup2_mount() {
+                findings.extend(resolvers::findings(&config, &mount));
+            }
             findings.push(authority(&config));
             findings.extend(verifiers(config.verifiers).await);
             findings.extend(vaults(config.vaults).await);

@@ -11,6 +11,7 @@ use super::{chain, print};
 use crate::cli::{CacheCommand, ControlArgs, FlowsArgs, Output, exit};
 use crate::control::{self, Status, ask};
 use crate::flows::Flow;
+use crate::redirect::Narrowing;
 use crate::token::{Cached, Filter};
 
 pub async fn status(args: &ControlArgs) -> u8 {
@@ -208,10 +209,31 @@ fn drawn(status: &Status) -> String {
             status.uncaptured_connections
         );
     }
+    if let Some(narrowing) = &status.narrowing {
+        let _ = writeln!(text, "{}", narrowed(narrowing));
+    }
     for (reason, count) in status.kernel.iter().filter(|(_, count)| *count > 0) {
         let _ = writeln!(text, "  {reason}: {count}");
     }
     text
+}
+
+fn narrowed(narrowing: &Narrowing) -> String {
+    if narrowing.capture != "dns" {
+        return format!("capture: {}", narrowing.capture);
+    }
+    let everywhere = if narrowing.all_unsure_s == 0 {
+        format!("{} network namespaces unsure", narrowing.unsure_namespaces)
+    } else {
+        format!(
+            "everything is looked at for {} s more, since names were looked up unseen",
+            narrowing.all_unsure_s
+        )
+    };
+    format!(
+        "capture: dns, {} candidate addresses, {everywhere}",
+        narrowing.candidates
+    )
 }
 
 fn listed(rows: &[Cached]) -> String {
@@ -241,6 +263,20 @@ fn listed(rows: &[Cached]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn narrowing_is_one_line() {
+        let narrowing = |capture: &'static str, all_unsure_s| Narrowing {
+            capture: capture.into(),
+            candidates: 3,
+            unsure_namespaces: 1,
+            all_unsure_s,
+        };
+        let sure = "capture: dns, 3 candidate addresses, 1 network namespaces unsure";
+        assert_eq!(narrowed(&narrowing("dns", 0)), sure);
+        assert!(narrowed(&narrowing("dns", 7)).contains("everything is looked at for 7 s more"));
+        assert_eq!(narrowed(&narrowing("cidr", 0)), "capture: cidr");
+    }
 
     #[test]
     fn a_flow_is_one_line_in_columns() {

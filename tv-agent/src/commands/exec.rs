@@ -106,7 +106,8 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     let wiring = Wiring {
         origins: handles.clone(),
         own: handles.clone(),
-        namespaces: Some(handles),
+        namespaces: Some(handles.clone()),
+        narrow: Some(handles),
         workloads: Arc::new(Workloads::new(mount, vec![cgroup.0.clone()])),
         authority,
         metrics,

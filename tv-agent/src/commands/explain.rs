@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
-use crate::config::{Config, Intercept};
+use crate::config::{Capture, Config, Intercept};
 use crate::policy::{Found, Route, Routes, Verdict, covers};
 use crate::workload::{Cgroup, Directory, Pod, PodFacts as _, Workload};
 
@@ -27,6 +27,8 @@ struct Explained {
     route: Option<RouteFacts>,
     /// How each route that names the host, and is for some workloads only, was settled, in their order.
     selectors: Vec<Selected>,
+    /// What `capture: dns` or `cidr` means for the host.
+    narrowing: Option<String>,
     /// Addresses that the host has now, and whether connections to each are redirected.
     addresses: Vec<Address>,
 }
@@ -104,7 +106,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
         .into_iter()
         .map(|address| {
             let address = address.to_canonical();
-            let (redirected, why) = redirected(&config.intercept, address);
+            let (redirected, why) = redirected(&config.intercept, host, address);
             Address {
                 address,
                 redirected,
@@ -112,6 +114,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
             }
         })
         .collect();
+    let narrowing = narrowing(&config.intercept.capture, host);
     let (vaults, signers) = (config.vaults, config.signers);
     let routes = Routes::new(config.routes);
     let found = routes.find(host, caller);
@@ -165,6 +168,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
             Found::Nothing => None,
         },
         selectors: selectors(&routes, host, caller),
+        narrowing,
         addresses,
     }
 }
@@ -189,11 +193,47 @@ fn selectors(routes: &Routes, host: &HostName, caller: &Workload) -> Vec<Selecte
     all
 }
 
-fn redirected(intercept: &Intercept, address: IpAddr) -> (bool, String) {
-    match intercept.bypass.iter().find(|net| net.contains(&address)) {
-        Some(net) => (false, format!("in intercept.bypass_cidrs {net}")),
-        None => (true, format!("TCP to ports {:?}", intercept.ports)),
+fn redirected(intercept: &Intercept, host: &HostName, address: IpAddr) -> (bool, String) {
+    if let Some(net) = intercept.bypass.iter().find(|net| net.contains(&address)) {
+        return (false, format!("in intercept.bypass_cidrs {net}"));
     }
+    let ports = format!("TCP to ports {:?}", intercept.ports);
+    match &intercept.capture {
+        Capture::All => (true, ports),
+        Capture::Cidr(nets) => match nets.iter().find(|net| net.contains(&address)) {
+            Some(net) => (true, format!("{ports}, in intercept.capture_cidrs {net}")),
+            None => (false, "in none of intercept.capture_cidrs".to_owned()),
+        },
+        Capture::Dns { hosts, .. } if hosts.iter().any(|known| known.matches(host)) => (
+            true,
+            format!("{ports}, once it is known to be an address of {host}"),
+        ),
+        Capture::Dns { .. } => (
+            false,
+            "capture: dns, unless a routed host has the address too, or the workload's namespace is unsure"
+                .to_owned(),
+        ),
+    }
+}
+
+fn narrowing(capture: &Capture, host: &HostName) -> Option<String> {
+    let hosts = match capture {
+        Capture::All => return None,
+        Capture::Cidr(_) => {
+            return Some("capture: cidr: only addresses in intercept.capture_cidrs are looked at".to_owned());
+        }
+        Capture::Dns { hosts, .. } => hosts,
+    };
+    let exact = hosts.iter().any(|known| known.exact() == Some(host));
+    let text = if exact {
+        "capture: dns: its addresses are learnt from the workloads' DNS answers, and looked up by the agent each minute"
+    } else if hosts.iter().any(|known| known.matches(host)) {
+        "capture: dns: its addresses are learnt from the workloads' DNS answers alone, for a wildcard names it; one that \
+         a workload has otherwise (DNS over HTTPS, nss-resolve, nscd, /etc/hosts, written down) is not looked at"
+    } else {
+        "capture: dns: no route names it, so its addresses are not looked at"
+    };
+    Some(text.to_owned())
 }
 
 fn text(explained: &Explained) -> String {
@@ -208,6 +248,9 @@ fn text(explained: &Explained) -> String {
     } in &explained.selectors
     {
         let _ = writeln!(text, "  route {route} is for {selector}: {result}");
+    }
+    if let Some(narrowing) = &explained.narrowing {
+        let _ = writeln!(text, "  {narrowing}");
     }
     if explained.addresses.is_empty() {
         text.push_str("  it has no address now\n");
@@ -357,5 +400,44 @@ routes:
         let json = serde_json::to_value(&explained).unwrap();
         assert_eq!(json["route"]["on_foreign_token"], "passthrough");
         assert_eq!(json["route"]["purge_json"], serde_json::json!(["/ok", false]));
+    }
+
+    #[test]
+    fn narrowing_is_explained() {
+        let env = |_: &str| Some("t.example".to_owned());
+        let ask = |host: &str, cidr: bool| {
+            let mut config = Config::from_env(&env).unwrap();
+            config.intercept.capture = if cidr {
+                Capture::Cidr(vec!["192.0.2.0/25".parse().unwrap()])
+            } else {
+                Capture::Dns {
+                    hosts: config
+                        .routes
+                        .iter()
+                        .flat_map(|route| route.hosts.clone())
+                        .collect(),
+                    unsure_for: std::time::Duration::from_secs(1),
+                }
+            };
+            let addresses = ["192.0.2.1", "192.0.2.200"].map(|address| address.parse().unwrap());
+            let explained = explain(
+                config,
+                &HostName::parse(host).unwrap(),
+                &at(None),
+                addresses.to_vec(),
+            );
+            let redirected = [0, 1].map(|n| explained.addresses[n].redirected);
+            (redirected, explained.narrowing.unwrap())
+        };
+        let (redirected, why) = ask("api.github.com", false);
+        assert!(
+            redirected == [true, true] && why.contains("looked up by the agent"),
+            "{why}"
+        );
+        let (redirected, why) = ask("x.googleapis.com", false);
+        assert!(redirected == [true, true] && why.contains("wildcard"), "{why}");
+        let (redirected, why) = ask("example.com", false);
+        assert!(redirected == [false, false] && why.contains("no route"), "{why}");
+        assert_eq!(ask("api.github.com", true).0, [true, false]);
     }
 }

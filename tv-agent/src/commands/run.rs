@@ -176,7 +176,8 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
     let wiring = Wiring {
         origins: shared.clone(),
         own: shared.clone(),
-        namespaces: Some(shared),
+        namespaces: Some(shared.clone()),
+        narrow: Some(shared),
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),

@@ -25,7 +25,7 @@ impl Checker<'_> {
             Some(port) => self.port("listen.port", port)?,
             None => DEFAULT_PORT,
         };
-        let intercept = self.intercept(&raw.intercept)?;
+        let mut intercept = self.intercept(&raw.intercept)?;
         if let Some(at) = raw
             .listen
             .port
@@ -88,6 +88,7 @@ impl Checker<'_> {
             routes.push(self.route(route.value, &named)?);
         }
         let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
+        intercept.capture = self.capture(&raw.intercept, &routes)?;
         Ok(Config {
             intercept,
             port,
@@ -108,19 +109,6 @@ impl Checker<'_> {
 
     fn intercept(&self, raw: &raw::Intercept) -> Result<Intercept, Error> {
         let default = Intercept::default();
-        if let Some(at) = raw.capture.as_ref().filter(|at| at.value != raw::Capture::All) {
-            let value = if at.value == raw::Capture::Dns {
-                "dns"
-            } else {
-                "cidr"
-            };
-            return Err(self.value(
-                "intercept.capture",
-                at,
-                value,
-                "is not available in this version; allowed: all",
-            ));
-        }
         let mut cgroups = Vec::new();
         for at in &raw.cgroups {
             let path = at.value.trim_end_matches('/');
@@ -148,7 +136,7 @@ impl Checker<'_> {
         let bypass = match &raw.bypass_cidrs {
             Some(list) => list
                 .iter()
-                .map(|at| self.network(at))
+                .map(|at| self.network("intercept.bypass_cidrs", at))
                 .collect::<Result<Vec<_>, _>>()?,
             None => default.bypass,
         };
@@ -156,6 +144,8 @@ impl Checker<'_> {
             cgroups,
             ports,
             bypass,
+            // Told by `capture`, which has to know the routes.
+            capture: Capture::All,
             quic: raw.quic,
             on_agent_down: raw.on_agent_down,
             on_unknown_name: raw.on_unknown_name,
@@ -163,10 +153,10 @@ impl Checker<'_> {
         })
     }
 
-    fn network(&self, at: &Spanned<String>) -> Result<IpNet, Error> {
+    pub(super) fn network(&self, key: &str, at: &Spanned<String>) -> Result<IpNet, Error> {
         at.value.parse().map_err(|_| {
             self.value(
-                "intercept.bypass_cidrs",
+                key,
                 at,
                 &at.value,
                 "is not a network; allowed: ADDRESS/LENGTH such as 10.0.0.0/8 or fd00::/8",

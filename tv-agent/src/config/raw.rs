@@ -41,6 +41,8 @@ pub struct Intercept {
     pub cgroups: Vec<Spanned<String>>,
     pub ports: Option<Vec<Spanned<u64>>>,
     pub capture: Option<Spanned<Capture>>,
+    pub capture_cidrs: Option<Spanned<Vec<Spanned<String>>>>,
+    pub unsure_seconds: Option<Spanned<u64>>,
     pub bypass_cidrs: Option<Vec<Spanned<String>>>,
     pub quic: Quic,
     pub on_agent_down: OnAgentDown,

@@ -638,3 +638,112 @@ fn the_example_is_a_good_configuration_and_says_the_defaults() {
     assert_eq!(config.ca_dir, default_ca_dir());
     assert_eq!(config.routes.len(), 3);
 }
+
+/// GOOD with these lines in `intercept`, which begin at line 7.
+fn narrowed(lines: &str) -> Result<Config, String> {
+    parse(&GOOD.replace("refuse\n", &format!("refuse\n{lines}\n")))
+}
+
+#[test]
+fn what_is_looked_at_can_be_narrowed() {
+    assert_eq!(parse(GOOD).unwrap().intercept.capture, Capture::All);
+    let Capture::Dns { hosts, unsure_for } = narrowed("  capture: dns").unwrap().intercept.capture else {
+        panic!("not by name");
+    };
+    let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        hosts,
+        ["*.googleapis.com", "calendar.google.com", "api.github.com"]
+    );
+    assert_eq!(unsure_for, Duration::from_secs(3600));
+    let config = narrowed("  capture: dns\n  unsure_seconds: 60").unwrap();
+    assert!(
+        matches!(config.intercept.capture, Capture::Dns { unsure_for, .. } if unsure_for == Duration::from_secs(60))
+    );
+    let config = narrowed("  capture: cidr\n  capture_cidrs: [192.0.2.0/24, \"2001:db8::/32\"]").unwrap();
+    let nets = ["192.0.2.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap());
+    assert_eq!(config.intercept.capture, Capture::Cidr(nets.to_vec()));
+}
+
+#[test]
+fn keys_that_narrow_stand_only_where_they_count() {
+    let many = |count: usize| {
+        let nets = (0..count).map(|n| format!("10.{}.{}.{}/32", n >> 16, (n >> 8) & 255, n & 255));
+        nets.collect::<Vec<_>>().join(", ")
+    };
+    let most = tv_ebpf::abi::CAPTURE_ENTRIES;
+    for (lines, parts) in [
+        (
+            "  capture: cidr".to_owned(),
+            vec![
+                "tv.yaml:7",
+                "intercept.capture",
+                "\"cidr\"",
+                "needs intercept.capture_cidrs",
+            ],
+        ),
+        (
+            "  capture: cidr\n  capture_cidrs: []".to_owned(),
+            vec!["tv.yaml:7", "needs intercept.capture_cidrs"],
+        ),
+        (
+            "  capture: cidr\n  capture_cidrs: [192.0.2.0]".to_owned(),
+            vec![
+                "tv.yaml:8",
+                "intercept.capture_cidrs",
+                "\"192.0.2.0\"",
+                "ADDRESS/LENGTH",
+            ],
+        ),
+        (
+            format!("  capture: cidr\n  capture_cidrs: [{}]", many(most + 1)),
+            vec!["tv.yaml:8", "intercept.capture_cidrs", "\"4097\"", "4096 at most"],
+        ),
+        (
+            "  capture: dns\n  capture_cidrs: [192.0.2.0/24]".to_owned(),
+            vec![
+                "tv.yaml:8",
+                "intercept.capture_cidrs",
+                "192.0.2.0/24",
+                "capture: cidr",
+            ],
+        ),
+        (
+            "  capture_cidrs: [192.0.2.0/24]".to_owned(),
+            vec!["tv.yaml:7", "intercept.capture_cidrs", "capture: cidr"],
+        ),
+        (
+            "  unsure_seconds: 60".to_owned(),
+            vec!["tv.yaml:7", "intercept.unsure_seconds", "\"60\"", "capture: dns"],
+        ),
+        (
+            "  capture: dns\n  unsure_seconds: 0".to_owned(),
+            vec!["tv.yaml:8", "intercept.unsure_seconds", "\"0\"", "1 to 86400"],
+        ),
+        (
+            "  capture: some".to_owned(),
+            vec!["tv.yaml:7", "capture", "some", "cidr"],
+        ),
+    ] {
+        let message = narrowed(&lines)
+            .err()
+            .unwrap_or_else(|| panic!("{lines:?} was accepted"));
+        for part in parts {
+            assert!(
+                message.contains(part),
+                "{lines:.60?}: {part:?} is missing in: {message}"
+            );
+        }
+    }
+    assert!(narrowed(&format!("  capture: cidr\n  capture_cidrs: [{}]", many(most))).is_ok());
+    let hosts: Vec<String> = (0..=tv_ebpf::abi::NAME_ENTRIES)
+        .map(|n| format!("h{n}.example"))
+        .collect();
+    let text = GOOD.replace("refuse\n", "refuse\n  capture: dns\n");
+    let error = parse(&text.replace(
+        "hosts: [api.github.com]",
+        &format!("hosts: [{}]", hosts.join(", ")),
+    ));
+    let error = error.err().unwrap();
+    assert!(error.contains("tv.yaml:7") && error.contains("8192"), "{error}");
+}

@@ -45,3 +45,17 @@ fn only_a_real_route_makes_ipv6_routable() {
     )));
     assert!(!has_route(""));
 }
+
+#[test]
+fn processes_are_told_apart_by_their_age() {
+    assert!(older_than_us(1));
+    assert!(older_than_us(-1));
+    let mut child = std::process::Command::new("sleep").arg("10").spawn().unwrap();
+    let older = older_than_us(i32::try_from(child.id()).unwrap());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!older);
+    let stat = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9";
+    assert_eq!(start_time(stat), Some(4711));
+    assert_eq!(start_time("7 (a"), None);
+}

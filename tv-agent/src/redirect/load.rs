@@ -1,47 +1,25 @@
-//! Loads the object and attaches its programs to cgroups.
+//! The kernel half of one instance: its policy, the cgroups that it is attached to, what is pinned.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use aya::programs::links::{FdLink, LinkError};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program, ProgramError, ProgramType, SockOps};
-use aya::sys::{BpfHelper, is_helper_supported};
-use aya::{Ebpf, EbpfLoader};
+use aya::Ebpf;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
 use tv_ebpf::abi;
 
-use super::kernel_log::{self, KernelLog};
+use super::kernel_log::KernelLog;
 use super::layout;
 use super::lock::InstanceLock;
 use super::maps::{self, Handles, Tables};
 use super::pins::Pins;
-use super::probe::{shows_mptcp_origins, tells_netns_cookies};
-use super::{Error, KernelPolicy};
+use super::probe::tells_netns_cookies;
+use super::{Capture, Error, KernelPolicy, names, object};
 
 mod usage;
 
 pub use usage::{Usage, count_usage};
-
-#[cfg(tv_object)]
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tv-ebpf.o"));
-
-/// Lines of the verifier's log that an error shows; the reason stands at its end.
-const VERIFIER_LINES: usize = 6;
-
-/// The BPF object in this binary, if it was built with one.
-pub fn object() -> Option<&'static [u8]> {
-    #[cfg(tv_object)]
-    return Some(OBJECT);
-    #[cfg(not(tv_object))]
-    None
-}
-
-/// The object's SHA-256, hexadecimal.
-pub fn object_sha256() -> Option<&'static str> {
-    option_env!("TV_OBJECT_SHA256")
-}
 
 /// The kernel half of one running instance.
 ///
@@ -74,7 +52,12 @@ impl Redirect {
     /// When the instance already runs, the object is missing, a pinned map has another layout, or the kernel refuses
     /// something.
     pub fn load(pin_root: &Path, run_dir: &Path, instance: &str) -> Result<Self, Error> {
-        Self::load_object(object().ok_or(Error::NoObject)?, pin_root, run_dir, instance)
+        Self::load_object(
+            object::object().ok_or(Error::NoObject)?,
+            pin_root,
+            run_dir,
+            instance,
+        )
     }
 
     /// As [`load`](Self::load), with an object (ELF, aligned to 8 bytes) that is not this binary's own.
@@ -90,7 +73,7 @@ impl Redirect {
         let lock = InstanceLock::acquire(run_dir, instance)?;
         // Before anything is pinned, and after the verifier: this refusal also says that the programs would do.
         if let Err(lacking) = tells_netns_cookies() {
-            load_programs(&mut load_object(object, None)?)?;
+            object::load_programs(&mut object::load(object, None)?)?;
             lock.remove()?;
             return Err(lacking);
         }
@@ -104,7 +87,7 @@ impl Redirect {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn take_over(pin_root: &Path, instance: &str, lock: InstanceLock) -> Result<Self, Error> {
-        let object = object().ok_or(Error::NoObject)?;
+        let object = object::object().ok_or(Error::NoObject)?;
         Self::on(object, pin_root, instance, lock, false)
     }
 
@@ -120,8 +103,8 @@ impl Redirect {
             fresh,
         };
         layout::check(object, &unlinked.pins)?;
-        let mut ebpf = load_object(object, Some(&unlinked.pins))?;
-        load_programs(&mut ebpf)?;
+        let mut ebpf = object::load(object, Some(&unlinked.pins))?;
+        object::load_programs(&mut ebpf)?;
         Ok(Self {
             handles: Handles::new(Tables::take(&mut ebpf)?),
             ebpf,
@@ -156,8 +139,47 @@ impl Redirect {
     ///
     /// # Errors
     /// When the policy cannot be expressed, or a map refuses an entry.
-    pub fn apply(&self, policy: &KernelPolicy) -> Result<(), Error> {
-        self.handles.apply(policy)
+    pub fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
+        if matches!(policy.capture, Capture::Dns { .. }) {
+            names::load(&mut self.ebpf)?;
+        }
+        self.handles.apply(policy)?;
+        for index in 0..self.attached.len() {
+            let Attached { directory, cgroup_id } = &self.attached[index];
+            // One that was removed has nobody in it; what is made in its place is attached to anew.
+            if let Ok(opened) = File::open(directory) {
+                let (directory, cgroup_id) = (directory.clone(), *cgroup_id);
+                self.follow_capture(cgroup_id, &directory, &opened)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches the program that reads DNS answers where it is needed, and takes it away where it is not. Before the
+    /// first policy, what a predecessor attached stays.
+    fn follow_capture(&mut self, cgroup_id: u64, cgroup: &Path, opened: &File) -> Result<(), Error> {
+        let (names, pins) = (self.handles.names(), &self.pins.pins);
+        match names.reads_dns() {
+            None => Ok(()),
+            Some(false) => pins.remove_program(cgroup_id, abi::INGRESS),
+            Some(true) => {
+                let failed = |source| object::not_attached(abi::INGRESS, cgroup, source);
+                let program = self.ebpf.program(abi::INGRESS);
+                let program = program.ok_or(Error::Incomplete(abi::INGRESS))?;
+                if pins.update(cgroup_id, abi::INGRESS, program.fd().map_err(failed)?.as_fd()) {
+                    return Ok(());
+                }
+                // Looked at before, and again for those who came meanwhile.
+                names.enrolled(cgroup)?;
+                let mut staged = pins.stage(cgroup_id)?;
+                staged.pin(
+                    abi::INGRESS,
+                    names::attach(&mut self.ebpf, opened).map_err(failed)?,
+                )?;
+                staged.commit()?;
+                self.handles.names().enrolled(cgroup)
+            }
+        }
     }
 
     /// Captures the connections of every process in `cgroup` and below, and gives the cgroup's id. Doing it twice
@@ -184,20 +206,17 @@ impl Redirect {
         if self.attached.iter().any(|attached| attached.cgroup_id == id) {
             return Ok(id);
         }
-        let pins = &self.pins.pins;
         // What connect depends on goes first, connect last: it must not redirect before the rest can follow.
+        self.follow_capture(id, cgroup, &directory)?;
+        let pins = &self.pins.pins;
         let mut staged = pins.stage(id)?;
         for name in abi::PROGRAMS.into_iter().rev() {
-            let failed = |source| Error::Attach {
-                program: name,
-                cgroup: cgroup.to_owned(),
-                source: Box::new(source),
-            };
+            let failed = |source| object::not_attached(name, cgroup, source);
             let program = self.ebpf.program(name).ok_or(Error::Incomplete(name))?;
             if pins.update(id, name, program.fd().map_err(failed)?.as_fd()) {
                 continue;
             }
-            let link = attach_program(&mut self.ebpf, name, &directory).map_err(failed)?;
+            let link = object::attach(&mut self.ebpf, name, &directory).map_err(failed)?;
             staged.pin(name, link)?;
         }
         staged.commit()?;
@@ -314,105 +333,5 @@ impl std::fmt::Debug for Redirect {
             .field("pins", &self.pins.pins)
             .field("attached", &self.attached())
             .finish_non_exhaustive()
-    }
-}
-
-/// Loads maps and programs; with `pins`, maps that are pinned there are used, and others pinned.
-fn load_object(object: &[u8], pins: Option<&Pins>) -> Result<Ebpf, Error> {
-    let set_retval = is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval);
-    let set_retval = u8::from(matches!(set_retval, Ok(true)));
-    // Frozen read-only data: the verifier knows both values and drops the branches that they rule out, so that
-    // logging costs nothing while it is off.
-    let log_level = kernel_log::level();
-    let mptcp = u8::from(shows_mptcp_origins());
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global(abi::HAS_SET_RETVAL, &set_retval, true)
-        .override_global(abi::HAS_MPTCP, &mptcp, true)
-        .override_global("AYA_LOG_LEVEL", &log_level, true);
-    if let Some(pins) = pins {
-        for name in abi::MAPS {
-            loader.map_pin_path(name, pins.named(name));
-        }
-    }
-    loader
-        .load(object)
-        .map_err(|error| Error::Object(Box::new(error)))
-}
-
-fn load_programs(ebpf: &mut Ebpf) -> Result<(), Error> {
-    for name in abi::PROGRAMS {
-        let loaded = match ebpf.program_mut(name) {
-            Some(Program::CgroupSockAddr(program)) => program.load(),
-            Some(Program::SockOps(program)) => program.load(),
-            _ => return Err(Error::Incomplete(name)),
-        };
-        loaded.map_err(|error| refused(name, error))?;
-    }
-    Ok(())
-}
-
-fn attach_program(ebpf: &mut Ebpf, name: &str, cgroup: &File) -> Result<FdLink, ProgramError> {
-    // Single is flags 0, the only value that BPF_LINK_CREATE takes for cgroups; links behave as multi anyway.
-    const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-    // Below Linux 5.7 a cgroup attachment has no fd, so it cannot be pinned.
-    let no_fd = |_: LinkError| ProgramError::NotAttached;
-    let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?;
-    if let Program::SockOps(_) = program {
-        let program: &mut SockOps = program.try_into()?;
-        let id = program.attach(cgroup.as_fd(), MODE)?;
-        program.take_link(id)?.try_into().map_err(no_fd)
-    } else {
-        let program: &mut CgroupSockAddr = program.try_into()?;
-        let id = program.attach(cgroup.as_fd(), MODE)?;
-        program.take_link(id)?.try_into().map_err(no_fd)
-    }
-}
-
-fn refused(program: &'static str, error: ProgramError) -> Error {
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => Error::Verifier {
-            program,
-            log: last_lines(&verifier_log.to_string()),
-            source: io_error,
-        },
-        other => Error::Program {
-            program,
-            source: Box::new(other),
-        },
-    }
-}
-
-fn last_lines(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(VERIFIER_LINES)..].join(" | ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_verifier_log_is_cut_to_its_end() {
-        let log: String = (0..1000).map(|n| format!("{n}: (bf) r0 = r1\n\n")).collect();
-        let shown = last_lines(&log);
-        assert!(shown.ends_with("999: (bf) r0 = r1"), "{shown}");
-        assert_eq!(shown.split(" | ").count(), VERIFIER_LINES);
-        assert_eq!(last_lines(""), "");
-    }
-
-    #[test]
-    fn the_hash_goes_with_the_object() {
-        assert_eq!(object().is_some(), object_sha256().is_some());
-        if let (Some(object), Some(hash)) = (object(), object_sha256()) {
-            use sha2::Digest as _;
-            let digest = sha2::Sha256::digest(object);
-            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(hex, hash);
-            assert_eq!(&object[..4], b"\x7fELF");
-        }
     }
 }

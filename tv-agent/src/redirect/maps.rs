@@ -1,6 +1,5 @@
 //! The maps, typed: policy in, records and counters out.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -8,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aya::maps::lpm_trie::Key;
+use aya::Ebpf;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, SkStorage};
-use aya::{Ebpf, Pod};
 use nix::time::ClockId;
 use tv_ebpf::abi::{self, PORT_WORDS};
 use tv_ebpf::{Reason, Record, Settings, TupleKey};
 
+use super::names::Names;
 use super::{Error, KernelPolicy, NetnsFacts, OriginLookup, Recorded};
 use crate::addr::{NetnsCookie, OriginAddr, PeerAddr, from_mapped, to_mapped};
 use crate::dial::OwnSocket;
@@ -22,9 +21,12 @@ use crate::limits;
 
 mod clock;
 mod policy;
+mod write;
 
-pub(super) use policy::check;
-use policy::{prefixes, settings};
+use policy::settings;
+pub(super) use policy::{check, prefixes};
+use write::empty;
+pub(super) use write::write_prefixes;
 
 /// How long one heartbeat is good for.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -39,6 +41,7 @@ pub(super) struct Tables {
     tuples: HashMap<MapData, TupleKey, Record>,
     netns: HashMap<MapData, u64, u32>,
     counters: PerCpuArray<MapData, u64>,
+    names: Names,
 }
 
 /// What the data path needs of the kernel half, and what may be changed while it runs. Cheap to clone.
@@ -56,6 +59,7 @@ struct Shared {
     counters: PerCpuArray<MapData, u64>,
     /// A successor writes the maps now.
     retired: AtomicBool,
+    names: Names,
 }
 
 struct PolicyMaps {
@@ -80,6 +84,7 @@ impl Tables {
             tuples: take(ebpf, abi::TUPLES)?,
             netns: take(ebpf, abi::NETNS)?,
             counters: take(ebpf, abi::COUNTERS)?,
+            names: Names::take(ebpf)?,
         })
     }
 }
@@ -103,6 +108,7 @@ impl Handles {
             netns: Mutex::new(tables.netns),
             counters: tables.counters,
             retired: AtomicBool::new(false),
+            names: tables.names,
         };
         Self {
             shared: Arc::new(shared),
@@ -137,7 +143,15 @@ impl Handles {
         if self.is_retired() {
             return Ok(());
         }
+        let before = maps.in_force()?;
+        self.shared
+            .names
+            .apply(&policy.capture, before.map(|s| s.flags))?;
         maps.apply(policy)
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.shared.names
     }
 
     pub(super) fn has_policy(&self) -> bool {
@@ -276,16 +290,25 @@ impl std::fmt::Debug for Handles {
 }
 
 impl PolicyMaps {
+    /// The policy that the programs go by, a predecessor's too; None where there never was one.
+    fn in_force(&self) -> Result<Option<Settings>, Error> {
+        if self.current.is_some() || self.generation == 0 {
+            return Ok(self.current);
+        }
+        let found = self.settings.get(&0, 0);
+        found.map(Some).map_err(|error| refused(abi::SETTINGS, error))
+    }
+
     /// Settings first and ports last, so that the first policy captures nothing before it is complete.
     fn apply(&mut self, policy: &KernelPolicy) -> Result<(), Error> {
         let generation = self
             .current
             .map_or(self.generation, |settings| settings.generation);
         let settings = settings(policy, generation + 1)?;
-        let prefixes = prefixes(&policy.bypass)?;
+        let prefixes = prefixes(&policy.bypass, "bypass")?;
         self.has_v6_listener = settings.port_v6 != 0;
         self.write_settings(settings)?;
-        self.write_bypass(&prefixes)?;
+        write_prefixes(&mut self.bypass, abi::BYPASS, &prefixes)?;
         self.write_ports(&policy.ports)
     }
 
@@ -296,22 +319,6 @@ impl PolicyMaps {
             .set(0, settings, 0)
             .map_err(|error| refused(abi::SETTINGS, error))?;
         self.current = Some(settings);
-        Ok(())
-    }
-
-    fn write_bypass(&mut self, wanted: &BTreeMap<(u32, [u8; 16]), u32>) -> Result<(), Error> {
-        let failed = |error| refused(abi::BYPASS, error);
-        let present: Vec<Key<[u8; 16]>> = self.bypass.keys().collect::<Result<_, _>>().map_err(failed)?;
-        for key in present {
-            if !wanted.contains_key(&(key.prefix_len(), key.data())) {
-                self.bypass.remove(&key).map_err(failed)?;
-            }
-        }
-        for (&(length, address), &value) in wanted {
-            self.bypass
-                .insert(&Key::new(length, address), value, 0)
-                .map_err(failed)?;
-        }
         Ok(())
     }
 
@@ -330,27 +337,15 @@ impl PolicyMaps {
     }
 }
 
-fn empty<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, name: &'static str) -> Result<(), Error> {
-    let keys: Vec<K> = map
-        .keys()
-        .collect::<Result<_, _>>()
-        .map_err(|error| refused(name, error))?;
-    for key in keys {
-        match map.remove(&key) {
-            // An LRU map may have dropped it meanwhile.
-            Ok(()) | Err(MapError::KeyNotFound) => {}
-            Err(error) => return Err(refused(name, error)),
-        }
-    }
-    Ok(())
-}
-
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, Error> {
+pub(super) fn take<T: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, Error> {
     let map = ebpf.take_map(name).ok_or(Error::Incomplete(name))?;
     T::try_from(map).map_err(|error| refused(name, error))
 }
 
-fn refused(map: &'static str, error: MapError) -> Error {
+pub(super) fn refused(map: &'static str, error: MapError) -> Error {
     Error::Map {
         map,
         source: Box::new(error),
@@ -358,16 +353,16 @@ fn refused(map: &'static str, error: MapError) -> Error {
 }
 
 /// A panic elsewhere leaves no map half written that the next call would not write again.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The clock of bpf_ktime_get_ns(): CLOCK_MONOTONIC of the initial time namespace.
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     nanoseconds(clock::now(ClockId::CLOCK_MONOTONIC))
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -108,6 +108,11 @@ impl Pins {
         Ok(())
     }
 
+    /// As [`remove`](Self::remove), of one program. One that is not there is fine.
+    pub(super) fn remove_program(&self, cgroup_id: u64, program: &str) -> Result<(), Error> {
+        remove_pin(&self.directory.join(format!("{cgroup_id}-{program}")))
+    }
+
     /// Removes the links of cgroups that are not `live`, and all that other versions of the ABI pinned for this
     /// instance.
     pub(super) fn remove_others(&self, live: &[u64]) -> Result<Vec<PathBuf>, Error> {

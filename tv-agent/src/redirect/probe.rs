@@ -9,7 +9,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::Error;
 use super::cgroup::cgroup2_mount;
-use super::load::{object, object_sha256};
+use super::object::{object, object_sha256};
 use crate::sys;
 
 mod features;

@@ -8,6 +8,7 @@ fn scope() -> Scope {
         ports: vec![443, 8443],
         bypass: vec!["127.0.0.0/8".parse().unwrap(), "fe80::/10".parse().unwrap()],
         block_quic: true,
+        narrowed: false,
     }
 }
 
@@ -66,6 +67,18 @@ fn stray(cookie: u64, netns: NetnsId) -> Stray {
         },
         reason: Reason::Unknown,
         workload: Workload::default(),
+    }
+}
+
+#[test]
+fn what_narrowing_left_alone_is_not_told() {
+    let narrowed = |narrowed| Scope {
+        narrowed,
+        ..Scope::default()
+    };
+    for reason in Reason::ALL {
+        assert!(narrowed(false).tells(reason));
+        assert_eq!(narrowed(true).tells(reason), reason == Reason::ForeignSocket);
     }
 }
 

@@ -15,6 +15,7 @@ use tv_ebpf::{Reason, Record};
 
 use crate::attempt::{ALLOW, Attempt, refuse};
 use crate::maps::{TV_HAS_MPTCP, TV_ORIGINS, count, storage};
+use crate::names;
 
 #[cgroup_sock_addr(connect4)]
 pub fn tv_connect4(ctx: SockAddrContext) -> i32 {
@@ -31,6 +32,7 @@ fn connect(attempt: Option<Attempt<'_>>) -> i32 {
     let Some(attempt) = attempt else {
         return refuse(Reason::RecordFailed);
     };
+    names::note_dns(&attempt);
     match verdict::decide(&attempt) {
         Verdict::Leave(reason) => {
             forget(&attempt);

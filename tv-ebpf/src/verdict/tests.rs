@@ -14,6 +14,9 @@ struct Fake {
     own: bool,
     cgroup: bool,
     bypassed: bool,
+    capture: Capture,
+    named: bool,
+    unsure: bool,
     device: bool,
     late: bool,
     listener: bool,
@@ -24,6 +27,15 @@ struct Fake {
 }
 
 impl Fake {
+    /// Left out by narrowing, whatever else holds.
+    fn left_out(&self) -> bool {
+        match self.capture {
+            Capture::All => false,
+            Capture::Dns => !self.named && !self.unsure,
+            Capture::Cidr => !self.named,
+        }
+    }
+
     /// A TCP connect to a captured port while the agent is alive.
     fn captured() -> Self {
         Self {
@@ -33,6 +45,9 @@ impl Fake {
             own: false,
             cgroup: false,
             bypassed: false,
+            capture: Capture::All,
+            named: false,
+            unsure: false,
             device: false,
             late: false,
             listener: true,
@@ -68,6 +83,18 @@ impl Facts for Fake {
     fn bypassed(&self) -> bool {
         self.ask("bypass", self.bypassed)
     }
+    fn capture(&self) -> Capture {
+        self.capture
+    }
+    fn in_capture_cidr(&self) -> bool {
+        self.ask("cidr", self.named)
+    }
+    fn candidate(&self) -> bool {
+        self.ask("candidate", self.named)
+    }
+    fn unsure(&self) -> bool {
+        self.ask("unsure", self.unsure)
+    }
     fn bound_to_device(&self) -> bool {
         self.ask("device", self.device)
     }
@@ -88,16 +115,22 @@ impl Facts for Fake {
     }
 }
 
-/// Every combination of the eleven switches, three families and three protocols.
+/// Every combination of the switches, three families, three protocols and three ways to narrow.
 fn all() -> impl Iterator<Item = Fake> {
-    (0..1u32 << 10).flat_map(|bits| {
+    (0..1u32 << 12).flat_map(|bits| {
         let on = move |bit: u32| bits & (1 << bit) != 0;
-        [TCP, UDP, 1].into_iter().flat_map(move |protocol| {
+        let ways = [Capture::All, Capture::Dns, Capture::Cidr];
+        let protocols = [TCP, UDP, 1].into_iter();
+        let both = protocols.flat_map(move |protocol| ways.map(|capture| (protocol, capture)));
+        both.flat_map(move |(protocol, capture)| {
             [Family::V4, Family::Mapped, Family::V6]
                 .into_iter()
                 .map(move |family| Fake {
                     protocol,
                     family,
+                    capture,
+                    named: on(10),
+                    unsure: on(11),
                     captured: on(0),
                     own: on(1),
                     cgroup: on(2),
@@ -118,6 +151,7 @@ fn all() -> impl Iterator<Item = Fake> {
 fn only_an_unexcused_tcp_connect_with_a_living_agent_is_redirected() {
     for fake in all() {
         let excused = fake.protocol != TCP || !fake.captured || fake.own || fake.cgroup || fake.bypassed;
+        let excused = excused || fake.left_out();
         let reachable = fake.listener && !fake.late && !fake.device;
         let possible = fake.family != Family::V6 || fake.routable;
         assert_eq!(
@@ -132,6 +166,7 @@ fn only_an_unexcused_tcp_connect_with_a_living_agent_is_redirected() {
 fn a_closed_policy_never_leaves_a_captured_tcp_connect_alone() {
     for fake in all() {
         let concerned = fake.protocol == TCP && fake.captured && !fake.own && !fake.cgroup && !fake.bypassed;
+        let concerned = concerned && !fake.left_out();
         if concerned && !fake.open {
             assert!(!matches!(decide(&fake), Verdict::Leave(_)), "{fake:?}");
         }
@@ -145,13 +180,24 @@ fn a_closed_policy_never_leaves_a_captured_tcp_connect_alone() {
 fn each_reason_has_its_case() {
     use Verdict::{Leave, Refuse};
     type Change = fn(&mut Fake);
-    let cases: [(Change, Verdict); 14] = [
+    let cases: [(Change, Verdict); 19] = [
         (|_| {}, Verdict::Redirect),
         (|f| f.protocol = 1, Leave(Reason::OtherProtocol)),
         (|f| f.captured = false, Leave(Reason::OtherPort)),
         (|f| f.own = true, Leave(Reason::OwnSocket)),
         (|f| f.cgroup = true, Leave(Reason::AgentCgroup)),
         (|f| f.bypassed = true, Leave(Reason::Bypassed)),
+        (|f| f.capture = Capture::Dns, Leave(Reason::NotCandidate)),
+        (
+            |f| (f.capture, f.unsure) = (Capture::Dns, true),
+            Verdict::Redirect,
+        ),
+        (|f| (f.capture, f.named) = (Capture::Dns, true), Verdict::Redirect),
+        (|f| f.capture = Capture::Cidr, Leave(Reason::OutsideCidrs)),
+        (
+            |f| (f.capture, f.named) = (Capture::Cidr, true),
+            Verdict::Redirect,
+        ),
         (|f| f.protocol = UDP, Refuse(Reason::QuicRefused)),
         (
             |f| (f.protocol, f.quic) = (UDP, false),
@@ -190,6 +236,32 @@ fn an_unconcerned_call_is_asked_as_little_as_possible() {
     fake.bypassed = true;
     decide(&fake);
     assert_eq!(*fake.asked.borrow(), ["port", "own", "cgroup", "bypass"]);
+}
+
+#[test]
+fn narrowing_asks_only_what_its_mode_needs() {
+    for (capture, named, asked) in [
+        (Capture::Dns, false, &["candidate", "unsure"][..]),
+        (Capture::Dns, true, &["candidate", "device", "late", "listener"]),
+        (Capture::Cidr, false, &["cidr"]),
+        (Capture::Cidr, true, &["cidr", "device", "late", "listener"]),
+        (Capture::All, false, &["device", "late", "listener"]),
+    ] {
+        let fake = Fake {
+            capture,
+            named,
+            ..Fake::captured()
+        };
+        decide(&fake);
+        assert_eq!(&fake.asked.borrow()[4..], asked, "{capture:?} {named}");
+    }
+}
+
+#[test]
+fn quic_is_refused_only_to_what_is_looked_at() {
+    for fake in all().filter(|fake| fake.protocol == UDP && fake.left_out()) {
+        assert!(matches!(decide(&fake), Verdict::Leave(_)), "{fake:?}");
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn namespaces(limit: usize, metrics: &Metrics) -> Namespaces {
         },
         own: Arc::new(Unflagged),
         facts: Arc::new(NoFacts),
+        narrow: None,
         visitors: Visitors::new().unwrap(),
         metrics: metrics.clone(),
         home: netns::own_id().unwrap(),

@@ -46,6 +46,7 @@ pub(super) fn serve(
         open_connections: metrics.open_connections.get(),
         cached_tokens: cached.len(),
         uncaptured_connections: strays::count(&metrics),
+        narrowing: handles.narrowing(),
         kernel: handles
             .counters()
             .into_iter()

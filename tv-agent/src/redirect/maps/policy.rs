@@ -7,12 +7,18 @@ use ipnet::IpNet;
 use tv_ebpf::{Settings, abi};
 
 use crate::addr::to_mapped;
-use crate::redirect::{AgentDown, Error, KernelPolicy};
+use crate::redirect::names::hashes;
+use crate::redirect::{AgentDown, Capture, Error, KernelPolicy};
 
 /// Whether the policy can be expressed, without putting it in force.
 pub(in crate::redirect) fn check(policy: &KernelPolicy) -> Result<(), Error> {
     settings(policy, 0)?;
-    prefixes(&policy.bypass).map(drop)
+    prefixes(&policy.bypass, "bypass")?;
+    match &policy.capture {
+        Capture::All => Ok(()),
+        Capture::Cidr(nets) => prefixes(nets, "capture").map(drop),
+        Capture::Dns { names, .. } => hashes(names).map(drop),
+    }
 }
 
 pub(super) fn settings(policy: &KernelPolicy, generation: u64) -> Result<Settings, Error> {
@@ -37,6 +43,11 @@ pub(super) fn settings(policy: &KernelPolicy, generation: u64) -> Result<Setting
         (policy.on_agent_down == AgentDown::Open, abi::FLAG_OPEN),
         (policy.block_quic, abi::FLAG_BLOCK_QUIC),
         (policy.v6_routable && v6.is_some(), abi::FLAG_V6_ROUTABLE),
+        (
+            matches!(policy.capture, Capture::Dns { .. }),
+            abi::FLAG_CAPTURE_DNS,
+        ),
+        (matches!(policy.capture, Capture::Cidr(_)), abi::FLAG_CAPTURE_CIDR),
     ] {
         flags |= if on { flag } else { 0 };
     }
@@ -53,11 +64,15 @@ pub(super) fn settings(policy: &KernelPolicy, generation: u64) -> Result<Setting
 }
 
 /// Sixteen-byte prefixes. One that spans ::ffff:0:0/96 (such as ::/0) must not take IPv4 with it.
-pub(super) fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
+/// `what` is their name in errors.
+pub(in crate::redirect) fn prefixes(
+    nets: &[IpNet],
+    what: &'static str,
+) -> Result<BTreeMap<(u32, [u8; 16]), u32>, Error> {
     const MAPPED_BITS: u32 = 96;
     let mapped = to_mapped(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
     let mut wanted = BTreeMap::new();
-    for net in bypass {
+    for net in nets {
         let length = u32::from(net.prefix_len());
         match net {
             IpNet::V4(_) => wanted.insert((length + MAPPED_BITS, to_mapped(net.network())), 1),
@@ -69,9 +84,11 @@ pub(super) fn prefixes(bypass: &[IpNet]) -> Result<BTreeMap<(u32, [u8; 16]), u32
             }
         };
     }
+    // CAPTURE holds as many.
     let most = abi::BYPASS_ENTRIES;
     if wanted.len() > most {
         return Err(Error::TooManyPrefixes {
+            what,
             count: wanted.len(),
             most,
         });

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::redirect::AgentDown;
+use crate::redirect::Capture;
 use crate::redirect::Listeners;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -10,6 +11,7 @@ fn policy() -> KernelPolicy {
     KernelPolicy {
         ports: vec![443],
         bypass: vec![],
+        capture: Capture::All,
         block_quic: true,
         on_agent_down: AgentDown::Closed,
         agent_cgroup: None,
@@ -32,6 +34,25 @@ fn settings_carry_the_policy() {
     assert_eq!((settings.port_v4, settings.port_v6), (15443, 15444));
     assert_eq!(settings.flags, abi::FLAG_BLOCK_QUIC | abi::FLAG_V6_ROUTABLE);
     assert_eq!((settings.generation, settings.agent_cgroup), (7, 0));
+}
+
+#[test]
+fn each_way_to_narrow_has_its_flag() {
+    for (capture, flag) in [
+        (Capture::All, 0),
+        (Capture::Cidr(vec![]), abi::FLAG_CAPTURE_CIDR),
+        (
+            Capture::Dns {
+                names: vec![],
+                unsure_for: Duration::from_secs(1),
+            },
+            abi::FLAG_CAPTURE_DNS,
+        ),
+    ] {
+        let policy = KernelPolicy { capture, ..policy() };
+        let both = abi::FLAG_CAPTURE_CIDR | abi::FLAG_CAPTURE_DNS;
+        assert_eq!(settings(&policy, 1).unwrap().flags & both, flag);
+    }
 }
 
 #[test]
@@ -62,20 +83,21 @@ fn impossible_policies_are_refused() {
     let net = |n: u32| IpNet::new(IpAddr::from(n.to_be_bytes()), 32).unwrap();
     let many: Vec<IpNet> = (0..=4096).map(net).collect();
     assert!(matches!(
-        prefixes(&many),
+        prefixes(&many, "bypass"),
         Err(Error::TooManyPrefixes {
             count: 4097,
-            most: 4096
+            most: 4096,
+            ..
         })
     ));
-    assert_eq!(prefixes(&many[1..]).unwrap().len(), 4096);
+    assert_eq!(prefixes(&many[1..], "bypass").unwrap().len(), 4096);
 }
 
 #[test]
 fn an_ipv6_prefix_never_bypasses_ipv4() {
     let nets = |list: &[&str]| {
         let nets: Vec<IpNet> = list.iter().map(|net| net.parse().unwrap()).collect();
-        prefixes(&nets).unwrap()
+        prefixes(&nets, "bypass").unwrap()
     };
     let mapped = to_mapped("0.0.0.0".parse().unwrap());
     assert_eq!(nets(&["::/0"]), [((0, [0; 16]), 1), ((96, mapped), 0)].into());

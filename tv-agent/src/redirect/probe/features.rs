@@ -25,6 +25,7 @@ pub(super) struct Running;
 impl Prober for Running {
     fn hook(&self, program: ProgramType, hook: u32) -> Result<bool, String> {
         let number = match program {
+            SKB => 8,
             SOCK_OPS => 13,
             SOCK_ADDR => 18,
             other => return Err(format!("{other:?} has no number here")),
@@ -81,6 +82,7 @@ enum Without {
 
 const SOCK_ADDR: ProgramType = ProgramType::CgroupSockAddr;
 const SOCK_OPS: ProgramType = ProgramType::SockOps;
+const SKB: ProgramType = ProgramType::CgroupSkb;
 
 const fn hook(name: &'static str, program: ProgramType, hook: u32, since: &'static str) -> Feature {
     Feature {
@@ -101,6 +103,11 @@ const fn helper(name: &'static str, program: ProgramType, helper: BpfHelper, sin
         without: Without::Refused,
     }
 }
+
+const WITHOUT_NAMES: Without = Without::Differs(
+    "DNS answers can be read",
+    "DNS answers cannot be read; `capture: dns` is refused",
+);
 
 const FEATURES: &[Feature] = &[
     hook("hook connect4", SOCK_ADDR, 10, "4.17"),
@@ -159,6 +166,20 @@ const FEATURES: &[Feature] = &[
             "getpeername() of an MPTCP socket shows the origin",
             "getpeername() of an MPTCP socket shows the agent",
         ),
+    },
+    Feature {
+        name: "hook ingress",
+        program: SKB,
+        what: What::Hook(0),
+        since: "4.10",
+        without: WITHOUT_NAMES,
+    },
+    Feature {
+        name: "helper sk_storage_get (ingress)",
+        program: SKB,
+        what: What::Helper(BpfHelper::BPF_FUNC_sk_storage_get),
+        since: "5.2",
+        without: WITHOUT_NAMES,
     },
 ];
 
@@ -298,7 +319,7 @@ mod tests {
     /// Every program of the object has its hook in the table.
     #[test]
     fn no_program_is_forgotten() {
-        for program in tv_ebpf::abi::PROGRAMS {
+        for program in tv_ebpf::abi::PROGRAMS.into_iter().chain([tv_ebpf::abi::INGRESS]) {
             let name = program.trim_start_matches("tv_");
             let known = FEATURES
                 .iter()
