@@ -43,6 +43,10 @@ pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
 pub const PURGE_BODY_BYTES: usize = 64 * 1024;
 /// Most keys of a key set.
 pub const KEYS: usize = 16;
+/// Tokens of our own that are kept, per vault and channel.
+pub const SIGNED_TOKENS: u64 = 4096;
+/// How long the same claims get the same token of ours.
+pub const SIGNED_TTL: Duration = Duration::from_secs(60);
 /// Time to fetch a key set, connect to last byte.
 pub const KEYS_TIME: Duration = Duration::from_secs(5);
 /// Largest form that is searched for the caller's client credentials, bytes.

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use http::HeaderName;
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::class::{Class, Refusal};
@@ -98,8 +99,9 @@ impl Error {
 }
 
 /// A token of ours.
+#[derive(Clone)]
 pub struct Signed {
-    pub token: Secret,
+    pub token: Arc<Secret>,
     /// Seconds since 1970.
     pub expires: u64,
     /// The key that signed it.
@@ -111,6 +113,8 @@ pub struct Signed {
 pub struct Signer {
     settings: Settings,
     keys: Arc<KeySet>,
+    /// Tokens that were made, by a hash over key and claims.
+    made: moka::sync::Cache<[u8; 32], Signed>,
 }
 
 impl Signer {
@@ -120,15 +124,19 @@ impl Signer {
         let keys = sets.get(&settings.keyset).cloned().ok_or_else(|| Error::NoSet {
             set: settings.keyset.clone(),
         })?;
-        Ok(Self { settings, keys })
+        let made = moka::sync::Cache::builder()
+            .max_capacity(limits::SIGNED_TOKENS)
+            .time_to_live(limits::SIGNED_TTL)
+            .build();
+        Ok(Self { settings, keys, made })
     }
 
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// A token of ours with `claims`, which must have been verified, edited. `now` is in seconds since 1970. It signs
-    /// each time: cache what is returned until it expires.
+    /// A token of ours with `claims`, which must have been verified, edited. `now` is in seconds since 1970. The
+    /// same claims get the same token for [`limits::SIGNED_TTL`]: an RSA signature takes about a millisecond.
     ///
     /// # Errors
     /// [`Error::class`] says whose fault it is.
@@ -141,6 +149,10 @@ impl Signer {
                 set: set(),
                 algorithm: self.settings.algorithm,
             })?;
+        let digest = digest(&key.kid, claims);
+        if let Some(signed) = self.made.get(&digest).filter(|signed| signed.expires > now) {
+            return Ok(signed);
+        }
         let mut id = [0; 16];
         SystemRandom::new().fill(&mut id).map_err(|_| Error::Random)?;
         let (claims, expires) = claims::edited(claims, &self.settings.edits, now, BASE64.encode(id))?;
@@ -148,11 +160,13 @@ impl Signer {
         if token.len() > limits::PROVIDER_TOKEN_BYTES {
             return Err(Error::TooLong);
         }
-        Ok(Signed {
-            token,
+        let signed = Signed {
+            token: Arc::new(token),
             expires,
             kid: key.kid.clone(),
-        })
+        };
+        self.made.insert(digest, signed.clone());
+        Ok(signed)
     }
 }
 
@@ -176,6 +190,15 @@ impl SigningVault {
             channel: channel.transpose()?,
         })
     }
+}
+
+fn digest(kid: &str, claims: &Map<String, Value>) -> [u8; 32] {
+    let claims = Zeroizing::new(serde_json::to_vec(claims).expect("plain data serialises"));
+    let mut hash = Sha256::new();
+    hash.update((kid.len() as u64).to_be_bytes());
+    hash.update(kid);
+    hash.update(&*claims);
+    hash.finalize().into()
 }
 
 /// RFC 7515 §3.1, §5.1.

@@ -624,6 +624,50 @@ fn the_built_in_table_covers_the_plugins() {
 }
 
 #[test]
+fn what_the_documentation_shows_is_a_good_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("key.pem");
+    std::fs::write(
+        &key,
+        rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256)
+            .unwrap()
+            .serialize_pem(),
+    )
+    .unwrap();
+    let mut seen = 0;
+    for (name, text) in [
+        ("vaults.md", include_str!("../../../docs/vaults.md")),
+        ("operating.md", include_str!("../../../docs/operating.md")),
+    ] {
+        let blocks = text
+            .split("```yaml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next());
+        let whole = |block: &&str| {
+            ["vaults:", "verifiers:", "keysets:"]
+                .iter()
+                .any(|top| block.starts_with(top))
+        };
+        for block in blocks.filter(whole) {
+            let auth = "client_auth: { method: client_secret_post, secret: { env: S } }";
+            let mut text = block
+                .replace("client_auth: { … }", auth)
+                .replace("client_id: …", "client_id: x")
+                .replace("/etc/tv-agent/client.pem", key.to_str().unwrap());
+            if !block.contains("vaults:") {
+                text += &format!(
+                    "vaults: {{ main: {{ kind: auth0_token_vault, domain: t.example, client_id: x, {auth} }} }}"
+                );
+            }
+            let env = |_: &str| Some("x".to_owned());
+            Config::parse(&text, Path::new(name), &env).unwrap_or_else(|e| panic!("{e}: {text}"));
+            seen += 1;
+        }
+    }
+    assert!(seen >= 5, "{seen} blocks");
+}
+
+#[test]
 fn the_example_is_a_good_configuration_and_says_the_defaults() {
     let text = include_str!("../../../deploy/tv-agent.example.yaml");
     let set = |_: &str| Some("x".to_owned());
@@ -636,6 +680,7 @@ fn the_example_is_a_good_configuration_and_says_the_defaults() {
     assert_eq!(config.metrics, Some(default_metrics()));
     assert_eq!(config.socket, default_socket());
     assert_eq!(config.ca_dir, default_ca_dir());
+    assert_eq!(config.keysets_dir, keys_beside(&default_ca_dir()));
     assert_eq!(config.routes.len(), 3);
 }
 

@@ -1,6 +1,5 @@
 //! A route whose vault signs: what was verified goes out in a token of our own.
 
-use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::header::{AUTHORIZATION, HeaderName};
@@ -59,7 +58,7 @@ impl Session {
         if let (Some((header, signer)), Some((verified, token))) = (&vault.channel, &brought.verified.channel)
         {
             let signed = sign(signer, &verified.claims)?;
-            more.push((header.clone(), Arc::new(signed.token)));
+            more.push((header.clone(), signed.token));
             if let Some(header) = &signer.settings().original_token_header {
                 more.push((header.clone(), token.clone()));
             }

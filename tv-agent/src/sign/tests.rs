@@ -187,6 +187,34 @@ fn every_algorithm_of_an_rsa_key_is_understood_by_others() {
 }
 
 #[test]
+fn the_same_claims_get_the_same_token_until_it_ends_or_the_key_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let sets = KeySets::new([open(dir.path(), generated("a", Algorithm::ES256, None))]);
+    let signer = signer(&sets, "a", None);
+    let mut claims = claims();
+    claims.insert("exp".to_owned(), (NOW + 10).into());
+    let text = |claims: &Map<String, Value>, now: u64| {
+        let signed = signer.sign(claims, now);
+        signed.map(|signed| signed.token.expose().to_owned())
+    };
+    let first = text(&claims, NOW).unwrap();
+    assert_eq!(text(&claims, NOW + 9), Ok(first.clone()));
+    assert_eq!(text(&claims, NOW + 10), Err(Error::Over));
+    let mut other = claims.clone();
+    other.insert("sub".to_owned(), "mallory".into());
+    assert_ne!(text(&other, NOW), Ok(first.clone()));
+    sets.get("a").unwrap().rotate(NOW + 1).unwrap();
+    assert_ne!(text(&claims, NOW + 1), Ok(first));
+    // Bounded: what was made first goes.
+    for n in 0..2 * limits::SIGNED_TOKENS {
+        claims.insert("n".to_owned(), n.into());
+        signer.sign(&claims, NOW).unwrap();
+    }
+    signer.made.run_pending_tasks();
+    assert!(signer.made.entry_count() <= limits::SIGNED_TOKENS);
+}
+
+#[test]
 fn a_rotation_keeps_the_previous_key_and_a_second_one_forgets_it() {
     let dir = tempfile::tempdir().unwrap();
     let sets = KeySets::new([open(dir.path(), generated("a", Algorithm::ES256, None))]);
