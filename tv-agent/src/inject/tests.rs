@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod properties;
+
 const SUBJECT: &str = "eyJhbGciOi.subject.signature";
 
 fn host(name: &str) -> HostName {
