@@ -6,8 +6,10 @@ use std::time::Duration;
 use rustls::RootCertStore;
 use serde_json::{Value, json};
 use tv_agent::{https, limits};
-use tv_tests::flow::{Flow, HOST, PROVIDER, Setup};
+use tv_tests::flow::{Flow, HOST, OPEN_HOST, PROVIDER, Setup, empty};
 use tv_tests::provider::{CLIENT, Provider, SECRET};
+
+use crate::kinds::{ask, received};
 
 const JWT: &str = "https://api.test/jwt";
 const OPAQUE: &str = "https://api.test/opaque";
@@ -119,4 +121,75 @@ async fn a_certified_provider_is_understood() {
     reload(&corp);
     assert_eq!(ask(&new).await, good);
     assert_eq!(ask(&jwt).await, refused(401, "invalid_token"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_credentials_at_a_certified_provider_and_its_tokens_signed_anew() {
+    let flow = Setup::default().start().await;
+    let provider = Provider::start(&flow.pki);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), SECRET).unwrap();
+    let load = |scope: &str| {
+        let vault = json!({
+            "kind": "client_credentials", "issuer": provider.issuer(), "client_id": CLIENT,
+            "client_auth": { "method": "client_secret_basic", "secret": { "file": file.path() } },
+            "resource": JWT, "scope": scope,
+        });
+        let verifier = json!({ "issuer": provider.issuer(), "audiences": [JWT], "scopes": ["read"],
+            "claim_paths": { "identity": ["client_id"] } });
+        let more = json!({
+            "vaults": { "m2m": vault, "sign": { "kind": "jwt_signer", "keyset": "own", "issuer": "https://gateway.test" } },
+            "verifiers": { "corp": verifier },
+            "keysets_dir": flow.dir().join("keys"),
+            "keysets": { "own": { "generate": { "algorithm": "PS256" } } },
+        });
+        let routes = json!([
+            { "name": "m2m", "hosts": ["*.example.test"], "vault": "m2m" },
+            { "name": "sign", "hosts": ["*.open.test"], "vault": "sign", "verify": "corp" },
+        ]);
+        flow.agent.reload(flow.config_more(more, routes)).unwrap();
+    };
+    load("read");
+    let request = |host: &'static str| async {
+        let mut caller = flow.h1(host).await;
+        let request = caller.bare("GET", "/headers").body(empty()).unwrap();
+        caller.answer(request).await
+    };
+    assert_eq!(request(HOST).await.status, 200);
+    let given = received(&flow);
+    let claims = |token: &str| {
+        jsonwebtoken::dangerous::insecure_decode::<Value>(token)
+            .unwrap()
+            .claims
+    };
+    assert_eq!(
+        (
+            &claims(&given)["iss"],
+            &claims(&given)["aud"],
+            &claims(&given)["scope"]
+        ),
+        (&json!(provider.issuer()), &json!(JWT), &json!("read"))
+    );
+    // The same token, brought by a caller, becomes one of ours.
+    assert_eq!(ask(&flow, OPEN_HOST, &given).await.status, 200);
+    let ours = claims(&received(&flow));
+    assert_eq!(
+        (
+            &ours["iss"],
+            &ours["original_iss"],
+            &ours["client_id"],
+            &ours["exp"]
+        ),
+        (
+            &json!("https://gateway.test"),
+            &json!(provider.issuer()),
+            &json!(CLIENT),
+            &claims(&given)["exp"]
+        )
+    );
+    // Credentials that the provider does not take are a defect of ours, and no caller's.
+    std::fs::write(file.path(), "another-secret").unwrap();
+    load("write");
+    let refused = (502, "configuration_error".to_owned());
+    assert_eq!(request(HOST).await.refusal(), refused);
 }
