@@ -10,7 +10,7 @@ use tv_tests::fakes::oauth::dialect;
 use tv_tests::flow::{Answer, Flow, HOST, SUBJECT, empty, eventually};
 
 use crate::kinds::{ask, received};
-use crate::steps::{Steps, now};
+use crate::steps::{Steps, last_request, now};
 
 async fn steps() -> Steps {
     Steps::new(dialect::keycloak).await
@@ -118,7 +118,10 @@ async fn one_token_is_signed_anew_with_its_claims_edited() {
     assert_eq!(header(flow, "x-original").as_deref(), Some(token.as_str()));
     assert_eq!(header(flow, "cookie").as_deref(), Some("theme=dark"));
     let (record, _) = flow.agent.flows().follow();
-    assert_eq!(record.last().unwrap().identity.as_deref(), Some("alice"));
+    assert_eq!(last_request(&record).identity.as_deref(), Some("alice"));
+
+    let counted = "tv_agent_identified_requests_total{identity=\"alice\"} 1";
+    assert!(flow.metrics.render().contains(counted));
 
     // What cannot be signed, or was not verified, does not go out.
     let before = flow.origin.count();

@@ -164,6 +164,8 @@ pub const VERIFIED_BYTES: u64 = 8 * 1024 * 1024;
 pub const VERIFIED_TTL: Duration = Duration::from_secs(300);
 /// Latest time in a token, seconds since 1970 (the year 9999): beyond it is a mistake, milliseconds for instance.
 pub const TOKEN_TIME_MAX: u64 = 253_402_300_799;
+/// Identities that are counted by name.
+pub const IDENTITIES: usize = 256;
 /// Longest identity that is taken from a claim, characters.
 pub const IDENTITY_CHARS: usize = 256;
 

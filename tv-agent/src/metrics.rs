@@ -1,4 +1,5 @@
-//! Prometheus metrics: every family of the agent, bounded labels only (no path, host or subject).
+//! Prometheus metrics: every family of the agent, bounded labels only (no path or host; of verified callers the first
+//! [`crate::limits::IDENTITIES`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+mod identities;
+
+use identities::Identities;
 
 /// A connection's end: what was decided and why.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -62,6 +67,7 @@ pub struct Metrics {
     pub handshakes: Family<HandshakeLabels, Counter>,
     pub leaves: Counter,
     pub requests: Family<RequestLabels, Counter>,
+    identities: Identities,
     pub request_seconds: Histogram,
     pub exchanges: Family<ExchangeLabels, Counter>,
     pub exchange_seconds: Histogram,
@@ -105,6 +111,7 @@ impl Metrics {
             handshakes: Family::default(),
             leaves: Counter::default(),
             requests: Family::default(),
+            identities: Identities::default(),
             request_seconds: seconds(),
             exchanges: Family::default(),
             exchange_seconds: seconds(),
@@ -124,6 +131,11 @@ impl Metrics {
             "connections",
             "Redirected connections by decision and reason",
             metrics.connections.clone(),
+        );
+        registry.register(
+            "identified_requests",
+            "Requests whose caller's token was verified, by the identity in it",
+            metrics.identities.family.clone(),
         );
         registry.register(
             "open_connections",
@@ -284,6 +296,11 @@ impl Metrics {
             })
             .inc();
         self.request_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A request of a caller who was verified.
+    pub fn identity(&self, identity: &str) {
+        self.identities.count(identity);
     }
 }
 

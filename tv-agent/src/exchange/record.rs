@@ -21,6 +21,9 @@ impl Session {
     ) {
         let status = outcome.response.status().as_u16();
         self.exchange.metrics.request(route, outcome.result, status, took);
+        if let Some(identity) = &outcome.identity {
+            self.exchange.metrics.identity(identity);
+        }
         // A macro, since the level is part of an event's call site.
         macro_rules! record {
             ($level:expr $(, $name:ident = $value:expr)*) => {
