@@ -203,6 +203,10 @@ fn a_vault_that_is_down_or_not_believed_is_said() {
         world.deserted("vault.example.org");
         let mut down = world.config();
         down["vaults"]["main"]["domain"] = json!("vault.example.org");
+        // The token is of another tenant than that one.
+        for route in down["routes"].as_array_mut().unwrap() {
+            route["on_foreign_token"] = json!("exchange");
+        }
         let mut unbelieved = world.config();
         unbelieved["vaults"]["main"]["extra_roots"] = json!([]);
         for (config, status) in [(down, 503), (unbelieved, 503)] {

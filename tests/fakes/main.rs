@@ -3,6 +3,7 @@
 mod auth0;
 mod dns;
 mod origin;
+mod sdk;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -2,21 +2,25 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::Request;
+use jsonwebtoken::Algorithm;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tracing::field::{Field, Visit};
 use tracing::span;
 use tv_tests::fakes::auth0::Mode;
+use tv_tests::fakes::idp::{INTROSPECTION, Idp, Reply, SigningKey};
+use tv_tests::fakes::oauth::{Call, TokenServer, Verdict, dialect};
 use tv_tests::fakes::origin::Site;
 use tv_tests::fakes::pki::Flaw;
 use tv_tests::flow::{
-    CLIENT_SECRET, Caller, Dial, Flow, GIT_HOST, HOST, PROVIDER, ReqBody, SUBJECT, Setup, empty, raw_origin,
-    read_head, whole,
+    CLIENT_SECRET, Caller, Dial, Flow, GIT_HOST, HOST, OPEN_HOST, PROVIDER, ReqBody, SUBJECT, Setup, empty,
+    raw_origin, read_head, whole,
 };
 
 /// The events and spans of one thread at every level, as text.
@@ -263,7 +267,7 @@ async fn no_secret_shows_on_success_or_on_any_refusal() {
         Mode::RateLimited { retry_after: Some(1) },
     ];
     for mode in modes {
-        flow.agent.tokens().flush();
+        flow.agent.tokens().flush(&tv_agent::token::Filter::default());
         flow.auth0.set_mode(mode.clone());
         let mut caller = flow.h2(HOST).await;
         let request = caller.request("GET", "/headers").body(empty()).unwrap();
@@ -322,4 +326,196 @@ async fn no_secret_shows_on_success_or_on_any_refusal() {
     assert_eq!(seen.ask(&mut caller, request).await, 502);
     seen.check(&flow, &[SUBJECT, PROVIDER, CLIENT_SECRET]);
     HERE.set(None);
+}
+
+const ACTOR: &str = "actor-token-of-the-canary-0001";
+const CALLER_SECRET: &str = "caller-secret-of-the-canary-0001";
+
+/// An authorization server that repeats everything that it was sent, in grants and refusals.
+fn echoing(n: &AtomicUsize, call: &Call) -> Verdict {
+    let (id, secret) = call.client();
+    let echo: Vec<&str> = call
+        .params
+        .iter()
+        .map(|(_, v)| v.as_str())
+        .chain([id, secret])
+        .collect();
+    let echo = echo.join(" ");
+    match n.fetch_add(1, Ordering::Relaxed) % 7 {
+        0 => dialect::refuse(401, "invalid_client", &echo),
+        1 => dialect::refuse(400, "invalid_target", &echo),
+        2 => Ok((
+            400,
+            json!({ "error": "interaction_required", "error_description": echo, "claims": json!({ "c": echo }).to_string(),
+                "interaction_uri": format!("https://idp.example/?{}", echo.replace(' ', "&")) }),
+        )),
+        3 => Ok((200, json!({ "access_token": echo }))),
+        4 => Ok((200, json!([echo]))),
+        // Repeated at once, with what comes next.
+        5 => dialect::refuse(503, "temporarily_unavailable", &echo),
+        _ => dialect::grant("provider-token-of-the-canary-0001"),
+    }
+}
+
+#[tokio::test]
+async fn no_secret_of_the_other_kinds_shows() {
+    let mut seen = Seen::start();
+    let flow = Setup::default().start().await;
+    let count = AtomicUsize::new(0);
+    let anywhere = "127.0.0.1:0".parse().unwrap();
+    let identity = flow.pki.leaf(&["127.0.0.1"]);
+    let server = TokenServer::start(&[anywhere], &identity, move |call| echoing(&count, call)).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    let file = flow.dir().join("key.pem");
+    std::fs::write(&file, &key).unwrap();
+    let secret = json!({ "env": "SECRET" });
+    let own = |auth: serde_json::Value| {
+        json!({ "kind": "token_exchange", "token_endpoint": server.endpoint(), "client_id": "client-1",
+            "client_auth": auth, "actor": { "from": "header", "header": "x-actor" },
+            "circuit_breaker": { "failures": 1000 } })
+    };
+    let vaults = json!({
+        "basic": own(json!({ "method": "client_secret_basic", "secret": secret })),
+        "key": own(json!({ "method": "private_key_jwt", "key": file, "algorithm": "ES256" })),
+        "callers": { "kind": "client_credentials", "token_endpoint": server.endpoint(), "audience": "a",
+            "credentials": { "from": ["header", "query", "body"] }, "circuit_breaker": { "failures": 1000 } },
+    });
+    let route =
+        |host: &str, vault: &str| json!({ "name": vault, "hosts": [format!("*.{host}")], "vault": vault });
+    let routes = json!([
+        route("example.test", "basic"),
+        route("github.com", "key"),
+        route("open.test", "callers"),
+    ]);
+    flow.agent.reload(flow.config_vaults(vaults, routes)).unwrap();
+    flow.origin.forbid(ACTOR);
+    flow.origin.forbid(CALLER_SECRET);
+    let mut statuses = vec![];
+    for _ in 0..8 {
+        for host in [HOST, GIT_HOST] {
+            flow.agent.tokens().flush(&Default::default());
+            let mut caller = flow.h2(host).await;
+            let request = caller.request("GET", "/bytes/1").header("x-actor", ACTOR);
+            statuses.push(seen.ask(&mut caller, request.body(empty()).unwrap()).await);
+        }
+        let mut caller = flow.h1(OPEN_HOST).await;
+        let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("me:{CALLER_SECRET}")));
+        let query = format!("client_id=me&client_secret={CALLER_SECRET}");
+        let requests = [
+            caller
+                .bare("GET", "/bytes/1")
+                .header("authorization", &basic)
+                .body(empty()),
+            caller.bare("GET", &format!("/bytes/1?{query}")).body(empty()),
+            caller
+                .bare("GET", &format!("/bytes/1?client_id=a&{query}"))
+                .body(empty()),
+            caller
+                .bare("POST", "/upload")
+                .header("content-type", "application/x-www-form-urlencoded")
+                .body(whole(query.clone())),
+        ];
+        for request in requests {
+            flow.agent.tokens().flush(&Default::default());
+            statuses.push(seen.ask(&mut caller, request.unwrap()).await);
+        }
+    }
+    for status in [200, 401, 403, 502] {
+        assert!(statuses.contains(&status), "{status} in {statuses:?}");
+    }
+    let assertions: Vec<String> = server
+        .calls()
+        .iter()
+        .filter_map(|call| call.get("client_assertion").map(str::to_owned))
+        // The header is the same in each, and no secret.
+        .map(|jwt| jwt.split('.').nth(2).unwrap().to_owned())
+        .collect();
+    assert!(!assertions.is_empty());
+    let mut canaries = vec![
+        SUBJECT,
+        ACTOR,
+        CALLER_SECRET,
+        CLIENT_SECRET,
+        key.lines().nth(2).unwrap(),
+    ];
+    canaries.extend(assertions.iter().map(String::as_str));
+    canaries.push("provider-token-of-the-canary-0001");
+    seen.check(&flow, &canaries);
+    HERE.set(None);
+}
+
+#[tokio::test]
+async fn no_token_shows_when_it_is_verified() {
+    const OPAQUE: &str = "CANARY-opaque-token-0123456789-0123456789";
+    const INACTIVE: &str = "CANARY-inactive-token-0123456789-0123456789";
+    let mut seen = Seen::start();
+    let flow = Setup::default().start().await;
+    let key = SigningKey::new("k", Algorithm::ES256);
+    let idp = Idp::start(&flow.pki, &[&key]).unwrap();
+    let asks = json!({
+        "client_id": "agent",
+        "client_auth": { "method": "client_secret_post", "secret": { "env": "SECRET" } },
+    });
+    let verifiers = json!({ "corp": { "issuer": idp.issuer(), "introspection": asks } });
+    let routes = json!([
+        { "name": "example", "hosts": ["*.example.test"], "vault": "main", "connection": "example",
+          "verify": { "access": "corp", "channel": { "verifier": "corp", "header": "x-channel", "optional": true } } },
+    ]);
+    flow.agent.reload(flow.config_with(routes, verifiers)).unwrap();
+    flow.auth0.connect(OPAQUE, "example", PROVIDER, 3600);
+    let jwt = key.sign(&json!({ "iss": idp.issuer(), "exp": 1 }));
+    let mut caller = flow.h1(HOST).await;
+    let mut statuses = vec![];
+    for (reply, token, channel) in [
+        (
+            Reply::Json(json!({ "active": true, "token": OPAQUE })),
+            OPAQUE,
+            None,
+        ),
+        (
+            Reply::Json(json!({ "active": false, "token": INACTIVE })),
+            INACTIVE,
+            None,
+        ),
+        (
+            Reply::Status(401),
+            "CANARY-third-token-0123456789-0123456789",
+            None,
+        ),
+        (
+            Reply::Redirect(format!("https://evil.test/?t={INACTIVE}")),
+            "CANARY-fourth-token-0123456789",
+            None,
+        ),
+        (
+            Reply::Bytes(INACTIVE.into()),
+            "CANARY-fifth-token-0123456789",
+            None,
+        ),
+        (Reply::Status(500), jwt.as_str(), None),
+        (Reply::Status(500), OPAQUE, Some(jwt.as_str())),
+        (
+            Reply::Status(500),
+            OPAQUE,
+            Some("CANARY-channel-token-0123456789 x"),
+        ),
+    ] {
+        idp.set(INTROSPECTION, reply);
+        let mut request = caller
+            .bare("GET", "/bytes/1")
+            .header("authorization", format!("Bearer {token}"));
+        if let Some(channel) = channel {
+            request = request.header("x-channel", channel);
+        }
+        statuses.push(seen.ask(&mut caller, request.body(empty()).unwrap()).await);
+    }
+    assert_eq!(statuses, [200, 401, 502, 503, 503, 401, 401, 401]);
+    let (_, signature) = jwt.rsplit_once('.').unwrap();
+    seen.check(
+        &flow,
+        &[OPAQUE, INACTIVE, CLIENT_SECRET, &jwt, signature, PROVIDER],
+    );
+    for tail in ["third", "fourth", "fifth", "channel"] {
+        seen.check(&flow, &[&format!("CANARY-{tail}-token-0123456789")]);
+    }
 }

@@ -7,6 +7,8 @@
 
 pub mod auth0;
 pub mod dns;
+pub mod idp;
+pub mod oauth;
 pub mod origin;
 pub mod pki;
 mod server;

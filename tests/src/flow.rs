@@ -140,13 +140,13 @@ impl Setup {
             listen_v4: LOOPBACK,
             listen_v6: None,
         };
-        let config = configuration(
+        let config = parse(&document(
             &auth0,
             dir.path(),
             routes(),
             self.vault_timeout,
             self.on_unknown_name,
-        );
+        ));
         let agent = Agent::start(config, wiring).await.expect("an agent");
         Flow {
             agent,
@@ -185,13 +185,52 @@ pub struct Dial<'a> {
 impl Flow {
     /// The same agent's configuration with other routes, for a reload.
     pub fn config(&self, routes: Value) -> Config {
-        configuration(
+        self.config_vaults(json!({}), routes)
+    }
+
+    /// The agent's directory, for the files that a configuration names.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// As [`Flow::config`], with further vaults.
+    pub fn config_vaults(&self, vaults: Value, routes: Value) -> Config {
+        self.config_more(json!({ "vaults": vaults }), routes)
+    }
+
+    /// As [`Flow::config`], with verifiers.
+    pub fn config_with(&self, routes: Value, verifiers: Value) -> Config {
+        self.config_more(json!({ "verifiers": verifiers }), routes)
+    }
+
+    /// As [`Flow::config`], with more at the top of the file. Vaults and verifiers trust the flow's root, as upstreams do.
+    pub fn config_more(&self, more: Value, routes: Value) -> Config {
+        let mut document = document(
             &self.auth0,
             self.dir.path(),
             routes,
             self.vault_timeout,
             self.on_unknown_name,
-        )
+        );
+        let roots = document["upstream"]["extra_roots"].clone();
+        for (key, value) in more.as_object().expect("keys of the file") {
+            let entries = match value {
+                Value::Object(entries) => entries,
+                _ => {
+                    document[key] = value.clone();
+                    continue;
+                }
+            };
+            for (name, entry) in entries {
+                let mut entry = entry.clone();
+                let asks = key == "verifiers" || key == "vaults" && entry["kind"] != "jwt_signer";
+                if asks {
+                    entry["extra_roots"] = roots.clone();
+                }
+                document[key][name] = entry;
+            }
+        }
+        parse(&document)
     }
 
     /// The id of a cgroup that the agent can see. Every other id is out of its sight.
@@ -352,9 +391,9 @@ impl OriginLookup for Records {
     }
 }
 
-fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Config {
+fn document(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown: &str) -> Value {
     let roots = json!([dir.join("root.pem")]);
-    let document = json!({
+    json!({
         "intercept": { "on_unknown_name": unknown, "pod_facts": dir.join("pods") },
         "vaults": { "main": {
             "kind": "auth0_token_vault",
@@ -366,7 +405,10 @@ fn configuration(auth0: &Auth0, dir: &Path, routes: Value, timeout: u64, unknown
         } },
         "routes": routes,
         "upstream": { "extra_roots": roots },
-    });
+    })
+}
+
+fn parse(document: &Value) -> Config {
     let env = |name: &str| (name == "SECRET").then(|| CLIENT_SECRET.to_owned());
     Config::parse(&document.to_string(), Path::new("flow.yaml"), &env).expect("a configuration")
 }

@@ -92,7 +92,7 @@ fn run(arguments: &[&str]) -> Result<String, String> {
 }
 
 /// Cargo's target directory: the nearest above this program that carries cargo's mark.
-fn target_directory() -> Result<PathBuf, String> {
+pub fn target_directory() -> Result<PathBuf, String> {
     let program = std::env::current_exe().map_err(|error| format!("finding this program: {error}"))?;
     program
         .ancestors()

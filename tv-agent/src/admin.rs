@@ -1,4 +1,4 @@
-//! The local HTTP port: metrics, liveness, readiness. It shows no secret and changes nothing.
+//! The local HTTP port: metrics, liveness, readiness, public keys. It shows no secret and changes nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use crate::local;
 use crate::metrics::Metrics;
+use crate::sign::KeySets;
 
 /// Connections at once; a scraper needs one.
 const CONNECTIONS: usize = 16;
@@ -23,6 +24,8 @@ pub struct Admin {
     pub ready: Arc<AtomicBool>,
     /// More lines of metrics, in the same format: the kernel half's counters.
     pub more: Arc<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>,
+    /// The key sets that are published; None until the agent is there.
+    pub keys: Arc<dyn Fn() -> Option<KeySets> + Send + Sync>,
 }
 
 /// Why the port is not served.
@@ -70,11 +73,36 @@ impl Admin {
                 text(StatusCode::OK, "ready\n".to_owned())
             }
             "/healthz/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "try /metrics, /healthz/live, /healthz/ready\n".to_owned(),
-            ),
+            "/jwks" => self.jwks(None),
+            path => match path.strip_prefix("/jwks/") {
+                Some(name) => self.jwks(Some(name)),
+                None => text(
+                    StatusCode::NOT_FOUND,
+                    "try /metrics, /healthz/live, /healthz/ready, /jwks, /jwks/NAME\n".to_owned(),
+                ),
+            },
         }
+    }
+
+    /// The public keys of one set, or of all.
+    fn jwks(&self, name: Option<&str>) -> Response<Full<Bytes>> {
+        let Some(sets) = (self.keys)() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned());
+        };
+        let Some(keys) = sets.jwks(name) else {
+            return text(StatusCode::NOT_FOUND, "there is no such key set\n".to_owned());
+        };
+        let mut response = text(StatusCode::OK, keys.to_string());
+        // RFC 7517 §8.5.1. Short, so that a new key is soon known to those who keep it.
+        for (name, value) in [
+            (header::CONTENT_TYPE, "application/jwk-set+json"),
+            (header::CACHE_CONTROL, "public, max-age=60"),
+        ] {
+            response
+                .headers_mut()
+                .insert(name, header::HeaderValue::from_static(value));
+        }
+        response
     }
 
     fn metrics(&self) -> String {
@@ -113,6 +141,7 @@ mod tests {
             metrics: Metrics::new(),
             ready: ready.clone(),
             more: Arc::new(|| vec![("redirected", 7)]),
+            keys: Arc::new(|| None),
         };
         let status = |path: &str| {
             admin
@@ -124,6 +153,7 @@ mod tests {
             (status("/healthz/live"), status("/healthz/ready"), status("/")),
             (200, 503, 404)
         );
+        assert_eq!((status("/jwks"), status("/jwks/a")), (503, 503));
         ready.store(true, Ordering::Relaxed);
         assert_eq!(status("/healthz/ready"), 200);
         assert_eq!(
@@ -142,5 +172,62 @@ mod tests {
         );
         assert_eq!(text.matches("# EOF").count(), 1);
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[tokio::test]
+    async fn public_keys_are_published_by_set_and_together() {
+        use crate::sign::keyset::{Generate, Settings, Source};
+        use crate::sign::{Algorithm, KeySet};
+        let dir = tempfile::tempdir().unwrap();
+        let set = |name: &str, algorithm| {
+            let how = Generate {
+                algorithm,
+                bits: 2048,
+            };
+            let source = Source::Generate { how, rotate: None };
+            let settings = Settings {
+                name: name.into(),
+                source,
+            };
+            KeySet::open(settings, dir.path(), 1, None).unwrap()
+        };
+        let sets = [
+            ("a", Algorithm::ES256),
+            ("b", Algorithm::EdDSA),
+            ("h", Algorithm::HS256),
+        ];
+        let sets = KeySets::new(sets.map(|(name, algorithm)| set(name, algorithm)));
+        let admin = Admin {
+            metrics: Metrics::new(),
+            ready: Arc::default(),
+            more: Arc::new(Vec::new),
+            keys: Arc::new(move || Some(sets.clone())),
+        };
+        for (path, expected) in [
+            ("/jwks", Some(vec!["ES256", "EdDSA"])),
+            ("/jwks/a", Some(vec!["ES256"])),
+            ("/jwks/h", Some(vec![])),
+            ("/jwks/c", None),
+            ("/jwks/", None),
+            ("/jwks/a/b", None),
+            ("/jwks/../a", None),
+        ] {
+            let response = admin.answer(&Request::get(path).body(()).unwrap());
+            let Some(expected) = expected else {
+                assert_eq!(response.status(), 404, "{path}");
+                continue;
+            };
+            assert_eq!(
+                response.headers()[header::CONTENT_TYPE],
+                "application/jwk-set+json"
+            );
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            let keys = document["keys"].as_array().unwrap();
+            let algorithms: Vec<_> = keys.iter().map(|key| key["alg"].as_str().unwrap()).collect();
+            assert_eq!(algorithms, expected, "{path}");
+        }
+        let posted = admin.answer(&Request::post("/jwks/a").body(()).unwrap());
+        assert_eq!(posted.status(), 405);
     }
 }

@@ -1,42 +1,44 @@
 //! The composition root: builds every stage from a configuration, starts the accept loops, reloads, stops.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
-use rustls_pki_types::CertificateDer;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
 use crate::ca::{self, Authority, Leaves};
-use crate::config::{Capture, Config, Quic};
+use crate::config::Config;
 use crate::connection::Connections;
 use crate::dial::{Dialer, OwnSocket};
 use crate::exchange::Exchange;
 use crate::flows::Flows;
 use crate::hello::Caps;
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::phase::Phase;
 use crate::places::Places;
-use crate::policy::Routes;
 use crate::redirect::{Listeners, Narrow, NetnsFacts, OriginLookup};
+use crate::sign;
 use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
-use crate::token::{self, Tokens, Vault};
+use crate::token::{self, Tokens};
 use crate::tunnel::Pipes;
-use crate::upstream::{Upstreams, roots};
-use crate::workload::{self, Workloads};
+use crate::upstream::roots;
+use crate::workload::Workloads;
 
+mod compose;
 mod ending;
+mod keys;
 mod names;
 mod namespaces;
 
+use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
@@ -52,8 +54,26 @@ pub enum Error {
     Roots(#[from] roots::Error),
     #[error("vaults.{vault}.extra_roots")]
     VaultRoots { vault: Arc<str>, source: roots::Error },
+    #[error("verifiers.{verifier}.extra_roots")]
+    VerifierRoots {
+        verifier: Arc<str>,
+        source: roots::Error,
+    },
+    #[error("verifiers.{verifier}")]
+    Verifier {
+        verifier: Arc<str>,
+        source: https::Error,
+    },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
+    #[error(transparent)]
+    Keys(#[from] sign::SetError),
+    #[error("keysets.{set}.extra_roots")]
+    KeysRoots { set: Arc<str>, source: roots::Error },
+    #[error("keysets.{set}: cannot make a client for its URL")]
+    KeysClient { set: Arc<str>, source: https::Error },
+    #[error(transparent)]
+    Sign(#[from] sign::Error),
     #[error(transparent)]
     Ca(#[from] ca::Error),
     #[error(
@@ -130,7 +150,7 @@ impl Agent {
         check_permitted(&config, &authority)?;
         let drain = config.drain;
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
-        let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics)?);
+        let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics, None)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
             listener.address().map_err(|source| accept::Error::Bind {
@@ -230,6 +250,7 @@ impl Agent {
                 watched.clone(),
             )));
         }
+        loops.push(tokio::spawn(keys::tend(current.clone(), watched.clone())));
         if let Some(narrow) = narrow {
             let sweep = names::sweep(narrow, candidates.clone(), metrics.clone(), watched.clone());
             loops.push(tokio::spawn(sweep));
@@ -279,7 +300,8 @@ impl Agent {
     pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
         check_permitted(&config, &self.authority)?;
         let root = self.authority.root_der();
-        snapshot(config, &self.dialer, root, &self.metrics).map(Prepared)
+        let before = &self.current.load().keysets;
+        snapshot(config, &self.dialer, root, &self.metrics, Some(before)).map(Prepared)
     }
 
     /// Puts in force what was prepared. Cannot fail.
@@ -329,39 +351,4 @@ pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Err
         }
     }
     Ok(())
-}
-
-fn snapshot(
-    config: Config,
-    dialer: &Dialer,
-    own_root: &CertificateDer<'static>,
-    metrics: &Metrics,
-) -> Result<Snapshot, Error> {
-    let own = std::slice::from_ref(own_root);
-    let mut vaults = HashMap::new();
-    for (name, vault) in config.vaults {
-        let roots = roots::compose(&vault.extra_roots, own).map_err(|source| Error::VaultRoots {
-            vault: name.clone(),
-            source,
-        })?;
-        vaults.insert(name, Arc::new(Vault::new(vault.settings, Arc::new(roots))?));
-    }
-    let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
-    let scope = strays::Scope {
-        ports: config.intercept.ports,
-        bypass: config.intercept.bypass,
-        block_quic: config.intercept.quic == Quic::Block,
-        narrowed: !matches!(config.intercept.capture, Capture::All),
-    };
-    Ok(Snapshot {
-        scope: Arc::new(scope),
-        routes: Routes::new(config.routes),
-        vaults,
-        on_unknown_name: config.intercept.on_unknown_name,
-        upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
-        pods: match config.intercept.pod_facts {
-            Some(path) => Arc::new(workload::Directory::new(path)),
-            None => Arc::new(workload::NoFacts),
-        },
-    })
 }

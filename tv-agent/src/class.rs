@@ -3,6 +3,7 @@
 //! Every stage's error maps itself to a [`Class`]; `respond.rs` turns a class into what the workload sees,
 //! metrics use [`Class::label`], so that the three never drift apart.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Whose fault a refusal is: the first level of every error in this crate.
@@ -27,10 +28,18 @@ pub enum Class {
     MissingToken,
     /// The credentials have the wrong form.
     InvalidToken,
+    /// The caller's token is good, but lacks a scope that the route's verifier asks for.
+    InsufficientScope,
+    /// The keys or the introspection by which tokens are verified cannot be had.
+    VerifierUnavailable,
     /// The vault refused the caller's token.
     ExchangeRefused,
     /// The caller's account is not connected to the provider (or has to be connected again).
     ConnectionRequired,
+    /// The token endpoint gives this caller no token for the target.
+    AccessDenied,
+    /// The user has to do something in person first (step-up, consent).
+    InteractionRequired,
     /// Policy says no.
     Forbidden,
     /// `Host`/`:authority` is not the name that the connection was opened for.
@@ -62,11 +71,15 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::MissingToken,
         Self::InvalidToken,
+        Self::InsufficientScope,
+        Self::VerifierUnavailable,
         Self::ExchangeRefused,
         Self::ConnectionRequired,
+        Self::AccessDenied,
+        Self::InteractionRequired,
         Self::Forbidden,
         Self::Misdirected,
         Self::BadRequest,
@@ -87,13 +100,17 @@ impl Class {
         match self {
             Self::MissingToken
             | Self::InvalidToken
+            | Self::InsufficientScope
             | Self::ExchangeRefused
             | Self::ConnectionRequired
+            | Self::AccessDenied
+            | Self::InteractionRequired
             | Self::Misdirected
             | Self::BadRequest
             | Self::HeaderTooLarge => Fault::Caller,
             Self::Forbidden | Self::VaultCredentials => Fault::Operator,
-            Self::VaultInvalidResponse
+            Self::VerifierUnavailable
+            | Self::VaultInvalidResponse
             | Self::VaultRateLimited
             | Self::VaultUnavailable
             | Self::VaultTimeout => Fault::Vault,
@@ -110,8 +127,12 @@ impl Class {
         match self {
             Self::MissingToken => "unauthorized",
             Self::InvalidToken => "invalid_token",
+            Self::InsufficientScope => "insufficient_scope",
+            Self::VerifierUnavailable => "verifier_unavailable",
             Self::ExchangeRefused => "token_exchange_failed",
             Self::ConnectionRequired => "connection_required",
+            Self::AccessDenied => "access_denied",
+            Self::InteractionRequired => "interaction_required",
             Self::Forbidden => "forbidden",
             Self::Misdirected => "misdirected_request",
             Self::BadRequest => "bad_request",
@@ -139,6 +160,17 @@ pub struct Refusal {
     pub description: String,
     /// When the caller may try again, where that is known.
     pub retry_after: Option<Duration>,
+    /// What the user has to do, where the token endpoint said it.
+    pub interaction: Option<Arc<Interaction>>,
+}
+
+/// What a token endpoint wants of the user in person. Both values are checked for form where they are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interaction {
+    /// Where to go with a browser (Okta's `interaction_uri`): an https address.
+    pub connect_url: Option<String>,
+    /// What to ask for when signing in again (Entra's `claims`): a JSON object.
+    pub claims: Option<String>,
 }
 
 impl Refusal {
@@ -147,6 +179,7 @@ impl Refusal {
             class,
             description: description.into(),
             retry_after: None,
+            interaction: None,
         }
     }
 }

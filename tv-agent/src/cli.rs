@@ -54,6 +54,9 @@ pub enum Command {
     /// The running daemon's token cache.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// The keys that tokens of our own are signed with.
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// The certificate authority that workloads trust.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -164,8 +167,56 @@ pub struct FlowsArgs {
 pub enum CacheCommand {
     /// Entries, without anything secret.
     List(ControlArgs),
-    /// Drops every token and every remembered failure.
-    Flush(ControlArgs),
+    /// Drops tokens and remembered failures: all, or those that have every part that is given.
+    Flush(FlushArgs),
+}
+
+#[derive(Args)]
+pub struct FlushArgs {
+    #[arg(long, value_name = "NAME")]
+    pub route: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    pub vault: Option<String>,
+    /// The beginning of a subject's hash, eight digits or more, as `cache list` shows it.
+    #[arg(long, value_name = "HASH", value_parser = subject_hash)]
+    pub subject: Option<String>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+/// Short beginnings would mean strangers too.
+fn subject_hash(text: &str) -> Result<String, String> {
+    let hex = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if hex && (8..=16).contains(&text.len()) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("8 to 16 hexadecimal digits, as `cache list` shows them".to_owned())
+    }
+}
+
+#[derive(Subcommand)]
+pub enum KeysCommand {
+    /// Keys of all sets, without their private parts.
+    List(KeysArgs),
+    /// Makes a new current key; the one before stays valid, the one before that is forgotten.
+    Rotate(RotateArgs),
+}
+
+#[derive(Args)]
+pub struct KeysArgs {
+    /// Whose key sets are meant when no daemon runs; their files are read then.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Args)]
+pub struct RotateArgs {
+    /// The key set's name in the configuration.
+    pub name: String,
+    #[command(flatten)]
+    pub keys: KeysArgs,
 }
 
 #[derive(Subcommand)]

@@ -21,6 +21,7 @@ pub mod cleanup;
 pub mod control;
 pub mod exec;
 pub mod explain;
+pub mod keys;
 pub mod run;
 pub mod version;
 

@@ -12,9 +12,13 @@ use url::Url;
 
 use crate::decide::OnUnknownName;
 use crate::limits;
+use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
-use crate::token::{ClientAuth, Encoding, VaultSettings};
+use crate::sign;
+use crate::token::settings::{Pacing, TokenVault};
+use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
+use crate::verify;
 
 mod builtin;
 mod capture;
@@ -35,6 +39,12 @@ pub struct Config {
     /// Time for what is open to finish when the agent stops or hands over.
     pub drain: Duration,
     pub vaults: BTreeMap<Arc<str>, VaultConfig>,
+    pub verifiers: BTreeMap<Arc<str>, VerifierConfig>,
+    /// The vaults that sign tokens of our own.
+    pub signers: BTreeMap<Arc<str>, sign::VaultSettings>,
+    pub keysets: Vec<sign::keyset::Settings>,
+    /// Where generated keys are kept.
+    pub keysets_dir: PathBuf,
     pub routes: Vec<Route>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
@@ -76,6 +86,14 @@ pub enum Capture {
 /// A vault's settings, with the files of its roots still to be read.
 pub struct VaultConfig {
     pub settings: VaultSettings,
+    pub extra_roots: Vec<PathBuf>,
+    /// The verifier of the tokens that it gives.
+    pub validate: Option<Arc<str>>,
+}
+
+/// A verifier's settings, with the files of its roots still to be read.
+pub struct VerifierConfig {
+    pub settings: verify::Settings,
     pub extra_roots: Vec<PathBuf>,
 }
 
@@ -150,18 +168,24 @@ impl Config {
             problem: problem.to_owned(),
         })?;
         let name: Arc<str> = "main".into();
+        let mut routes = builtin::routes(&name);
+        for route in &mut routes {
+            route.credentials.issuers = vec![Issuer::At(token_endpoint.authority().to_owned())];
+        }
         let settings = VaultSettings {
             name: name.clone(),
+            kind: Kind::TokenVault(TokenVault::default()),
             token_endpoint,
+            discover: false,
             client_id,
-            client_secret: secret,
-            client_auth: ClientAuth::SecretPost,
+            client_auth: ClientAuth::SecretPost(secret),
             encoding: Encoding::Form,
             extra_roots: Vec::new(),
             timeout: limits::TOKEN_TIME,
-            requested_token_type: None,
             ttl_default: limits::TOKEN_TTL_DEFAULT,
             ttl_max: limits::TOKEN_TTL_MAX,
+            pacing: Pacing::default(),
+            when: Vec::new(),
         };
         Ok(Self {
             intercept: Intercept::default(),
@@ -172,9 +196,14 @@ impl Config {
                 VaultConfig {
                     settings,
                     extra_roots: Vec::new(),
+                    validate: None,
                 },
             )]),
-            routes: builtin::routes(&name),
+            verifiers: BTreeMap::new(),
+            signers: BTreeMap::new(),
+            keysets: Vec::new(),
+            keysets_dir: keys_beside(&default_ca_dir()),
+            routes,
             extra_roots: Vec::new(),
             socket: default_socket(),
             metrics: Some(default_metrics()),
@@ -236,6 +265,11 @@ fn default_metrics() -> SocketAddr {
 
 pub fn default_ca_dir() -> PathBuf {
     PathBuf::from("/var/lib/tv-agent/ca")
+}
+
+/// The directory `keys` beside the CA's.
+fn keys_beside(ca_dir: &Path) -> PathBuf {
+    ca_dir.with_file_name("keys")
 }
 
 /// `https://DOMAIN/oauth/token`.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -20,9 +21,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 use crate::flows::Flows;
+use crate::https::causes;
 use crate::local;
 use crate::redirect::Narrowing;
-use crate::token::Tokens;
+use crate::sign::{KeySets, Shown};
+use crate::token::{Filter, Tokens};
 
 /// Connections at once, followers included.
 const CONNECTIONS: usize = 32;
@@ -55,6 +58,16 @@ pub struct Control {
     pub status: Arc<dyn Fn() -> Status + Send + Sync>,
     pub flows: Flows,
     pub tokens: Tokens,
+    /// The key sets in force.
+    pub keys: Arc<dyn Fn() -> KeySets + Send + Sync>,
+}
+
+/// What became of a rotation: the set's keys, or why it has no new one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotated {
+    Keys(Vec<Shown>),
+    Failed(String),
 }
 
 /// Why the socket is not served, or does not answer.
@@ -128,13 +141,41 @@ impl Control {
             (&Method::GET, "/flows", None) => Lines::many(self.flows.follow().0.iter().map(|f| &**f)),
             (&Method::GET, "/flows", Some("follow")) => self.follow(),
             (&Method::GET, "/cache", None) => Lines::many(self.tokens.list().iter()),
-            (&Method::POST, "/cache/flush", None) => {
-                let flushed = self.tokens.len();
-                self.tokens.flush();
-                Lines::one(&flushed)
-            }
+            (&Method::POST, "/cache/flush", query) => match filter(query.unwrap_or_default()) {
+                Some(filter) => Lines::one(&self.tokens.flush(&filter)),
+                None => Lines::status(StatusCode::BAD_REQUEST),
+            },
+            (&Method::GET, "/keys", None) => Lines::many((self.keys)().list().iter()),
+            (&Method::POST, path, None) => match path.strip_prefix("/keys/rotate/") {
+                Some(name) => self.rotate(name),
+                None => Lines::status(StatusCode::NOT_FOUND),
+            },
             _ => Lines::status(StatusCode::NOT_FOUND),
         }
+    }
+
+    /// Makes a new key, which takes a moment.
+    fn rotate(&self, name: &str) -> Response<Lines> {
+        let Some(set) = (self.keys)().get(name).cloned() else {
+            return Lines::status(StatusCode::NOT_FOUND);
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::task::spawn_blocking(move || {
+            let rotated = match set.rotate(unix_now()) {
+                Ok(()) => Rotated::Keys(set.list()),
+                Err(error) => Rotated::Failed(causes(&error)),
+            };
+            if let Rotated::Keys(keys) = &rotated {
+                let kid = keys.first().map(|key| key.kid.as_str());
+                tracing::info!(keyset = %set.settings().name, kid, "rotated on request");
+            }
+            // Whoever asked may be gone.
+            let _ = sender.blocking_send(line(&rotated));
+        });
+        Lines::response(Lines {
+            ready: Bytes::new(),
+            more: Some(receiver),
+        })
     }
 
     /// What is kept, then each flow as it comes, until the client goes away.
@@ -163,6 +204,49 @@ impl Control {
             more: Some(receiver),
         })
     }
+}
+
+/// Seconds since 1970.
+fn unix_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// Each part at most once, and no others: a flush of everything must not come of a typing error.
+fn filter(query: &str) -> Option<Filter> {
+    let mut filter = Filter::default();
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        let part = match &*name {
+            "route" => &mut filter.route,
+            "vault" => &mut filter.vault,
+            "subject" => &mut filter.subject,
+            _ => return None,
+        };
+        if part.replace(value.into_owned()).is_some() {
+            return None;
+        }
+    }
+    Some(filter)
+}
+
+/// The address of a flush of what `filter` means.
+pub fn flush_target(filter: &Filter) -> String {
+    let parts = [
+        ("route", &filter.route),
+        ("vault", &filter.vault),
+        ("subject", &filter.subject),
+    ];
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    for (name, value) in parts {
+        if let Some(value) = value {
+            query.append_pair(name, value);
+        }
+    }
+    let query = query.finish();
+    let mark = if query.is_empty() { "" } else { "?" };
+    format!("/cache/flush{mark}{query}")
 }
 
 /// JSON lines: some that are there, and some that may come.

@@ -85,9 +85,11 @@ mod tests {
             name: "r".into(),
             hosts: vec![HostPattern::parse(host).unwrap()],
             vault: "main".into(),
-            connection: "c".into(),
+            wanted: Arc::new(crate::policy::Wanted::connection("c")),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
+            credentials: Default::default(),
             workloads,
         };
         let routes = Routes::new(vec![

@@ -2,7 +2,7 @@
 //!
 //! `serve` speaks HTTP with the workload; `Session::answer` is the script of one request.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use http::{Method, Request, Response, StatusCode, header};
@@ -17,22 +17,27 @@ use tokio::task::JoinSet;
 use crate::body::Body;
 use crate::class::{Class, Refusal};
 use crate::flows::{Flow, Flows};
-use crate::inject::{self, Presented};
+use crate::inject;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::phase::{self, Phase};
 use crate::policy::{Found, OnMissingToken, Route};
 use crate::respond::{self, Asked};
-use crate::snapshot::{Current, Snapshot};
-use crate::token::{Grant, Obtained, Tokens};
-use crate::tunnel;
+use crate::snapshot::{Current, Snapshot, Source};
+use crate::token::{Decision, Tokens};
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
 mod form;
+mod obtain;
 mod record;
+mod sign;
+mod swap;
+mod upgrade;
+mod verify;
 
 use form::{check_form, is_grpc, upgrade_of};
+use obtain::Brought;
 
 /// What all requests of all connections share.
 #[derive(Clone)]
@@ -162,6 +167,8 @@ struct Outcome {
     result: &'static str,
     /// Where the token came from, when there was one.
     token: Option<&'static str>,
+    /// Who the caller is, when its token was verified.
+    identity: Option<String>,
     refused: Option<Refusal>,
 }
 
@@ -173,20 +180,25 @@ impl Session {
         let (head, body) = request.into_parts();
         let (request, mut body) = (Request::from_parts(head, ()), Some(body));
         let method = request.method().clone();
-        let path = inject::loggable_path(request.uri(), request.headers());
         let route = match snapshot.routes.find(&self.target.host, &self.workload) {
             Found::Route(route) => Some(route),
             // New routes, for which too little was known of the workload when it connected.
             Found::Unsettled(_) | Found::Nothing => None,
         };
+        let known = route.map(|route| &route.credentials);
+        let path = inject::loggable_path(request.uri(), request.headers(), known);
         let asked = Asked {
-            connection: route.map(|r| &*r.connection),
+            connection: route.and_then(|r| r.wanted.connection.as_deref()),
             grpc: is_grpc(&request),
             git: inject::speaks_git(&self.target.host),
             head: method == Method::HEAD,
         };
         let expects = request.headers().contains_key(header::EXPECT);
-        let outcome = match self.answer(&snapshot, route, request, &mut body).await {
+        let mut identity = None;
+        let answered = self
+            .answer(&snapshot, route, request, &mut body, &mut identity)
+            .await;
+        let mut outcome = match answered {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 // A client that waits for 100 Continue must not be told to send what nobody wants.
@@ -197,22 +209,25 @@ impl Session {
                     response: respond::refuse(&refusal, asked),
                     result: refusal.class.label(),
                     token: None,
+                    identity: None,
                     refused: Some(refusal),
                 }
             }
         };
+        outcome.identity = identity;
         let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
         self.record(&name, &method, &path, &outcome, began.elapsed());
         outcome.response
     }
 
-    /// The script of one request: policy, credentials, exchange, injection, provider.
+    /// The script of one request: verify, obtain, inject, in this order.
     async fn answer(
         &self,
         snapshot: &Snapshot,
         route: Option<&Arc<Route>>,
         request: Request<()>,
         body: &mut Option<Incoming>,
+        identity: &mut Option<String>,
     ) -> Result<Outcome, Refusal> {
         check_form(&request, &self.target)?;
         let route = route.ok_or_else(|| {
@@ -222,89 +237,45 @@ impl Session {
                 format!("no route names {} any more; connect again", self.target.host),
             )
         })?;
-        let presented =
-            inject::presented(request.headers(), &self.target.host).map_err(inject::Error::refusal)?;
+        let source = snapshot.source(&route.vault)?;
+        let (mut head, ()) = request.into_parts();
+        let presented = obtain::presented(&head, &self.target.host, route, source)?;
+        let foreign = match &presented {
+            Some(presented) => inject::passes(presented, route)?,
+            None => false,
+        };
+        let verified =
+            verify::verify(snapshot, route, presented.as_ref(), foreign, &mut head.headers).await?;
+        *identity = verified.identity().map(str::to_owned);
+        let mut brought = Brought::take(&mut head, presented, route, source, verified)?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams
             .prepare(&self.target, None)
             .await
             .map_err(|error| refusal_of(&error))?;
-        match presented {
-            None if route.on_missing_token == OnMissingToken::Passthrough => {
-                let request = request.map(|()| body.take().map_or_else(Body::empty, Body::passing));
-                let response = self.forward(snapshot, request).await?;
-                Ok(Outcome {
-                    response,
-                    result: "passed_through",
-                    token: None,
-                    refused: None,
-                })
+        if foreign {
+            return self.unchanged(snapshot, route, &brought, head, body, None).await;
+        }
+        brought.take_body(&mut head, source, body).await?;
+        if brought.lacks_credentials(source) {
+            if route.on_missing_token == OnMissingToken::Reject {
+                return Err(Refusal::new(Class::MissingToken, "Authorization header required"));
             }
-            None => Err(Refusal::new(Class::MissingToken, "Authorization header required")),
-            Some(presented) => self.swap(snapshot, route, presented, request, body).await,
+            return self.unchanged(snapshot, route, &brought, head, body, None).await;
         }
-    }
-
-    /// Replaces the subject token and sends the request; a 401 from the provider is tried once more with a
-    /// fresh token, where there is no body that is gone.
-    async fn swap(
-        &self,
-        snapshot: &Snapshot,
-        route: &Route,
-        presented: Presented,
-        request: Request<()>,
-        body: &mut Option<Incoming>,
-    ) -> Result<Outcome, Refusal> {
-        let vault = snapshot.vault(&route.vault)?;
-        let grant = Grant {
-            vault,
-            connection: &route.connection,
-            login_hint: route.login_hint.as_deref(),
-            subject: &presented.subject,
-        };
-        let tokens = &self.exchange.tokens;
-        let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let (head, ()) = request.into_parts();
-        let body = body.take().map_or_else(Body::empty, Body::passing);
-        let replay = http_body::Body::is_end_stream(&body).then(|| head.clone());
-        let response = self
-            .inject_and_forward(snapshot, head, body, &presented, &obtained)
-            .await?;
-        let outcome = |response, obtained: &Obtained| Outcome {
-            response,
-            result: "forwarded",
-            token: Some(obtained.source.label()),
-            refused: None,
-        };
-        if response.status() != StatusCode::UNAUTHORIZED || !tokens.reject(&obtained) {
-            return Ok(outcome(response, &obtained));
+        match source {
+            Source::Signer(signer) => {
+                self.sign_and_forward(snapshot, route, signer, &brought, head, body)
+                    .await
+            }
+            Source::Vault(vault) if brought.decide(vault) == Decision::Keep => {
+                brought.is_verified(vault)?;
+                let whose = Some("callers");
+                self.unchanged(snapshot, route, &brought, head, body, whose).await
+            }
+            Source::Vault(vault) => self.swap(snapshot, route, vault, &brought, head, body).await,
         }
-        let Some(head) = replay else {
-            return Ok(outcome(response, &obtained));
-        };
-        let fresh = tokens.obtain(grant).await.map_err(|error| error.refusal())?;
-        let response = self
-            .inject_and_forward(snapshot, head, Body::empty(), &presented, &fresh)
-            .await?;
-        Ok(outcome(response, &fresh))
-    }
-
-    async fn inject_and_forward(
-        &self,
-        snapshot: &Snapshot,
-        mut head: http::request::Parts,
-        body: Body,
-        presented: &Presented,
-        obtained: &Obtained,
-    ) -> Result<Response<Body>, Refusal> {
-        inject::replace(&mut head, presented, &obtained.token).map_err(inject::Error::refusal)?;
-        let mut response = self.forward(snapshot, Request::from_parts(head, body)).await?;
-        let leaks = inject::scrub(response.headers_mut(), &obtained.token);
-        if leaks > 0 {
-            tracing::warn!(host = %self.target.host, leaks, "the provider repeated its token in response headers; they were dropped");
-        }
-        Ok(response)
     }
 
     async fn forward(
@@ -329,41 +300,6 @@ impl Session {
         }
         respond::strip(response.headers_mut());
         Ok(response)
-    }
-
-    fn upgraded(&self) -> MutexGuard<'_, JoinSet<()>> {
-        self.upgraded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A protocol switch, WebSocket for instance: bytes are copied only after the provider's 101.
-    async fn upgrade(
-        &self,
-        snapshot: &Snapshot,
-        mut request: Request<Body>,
-        protocol: header::HeaderValue,
-    ) -> Result<Response<Body>, Refusal> {
-        let ours = hyper::upgrade::on(&mut request);
-        respond::hop_by_hop(request.headers_mut());
-        request
-            .headers_mut()
-            .insert(header::CONNECTION, header::HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(header::UPGRADE, protocol);
-        let sent = snapshot.upstreams.upgrade(&self.target, request).await;
-        let mut response = sent.map_err(|error| refusal_of(&error))?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let mut response = response.map(Body::passing);
-            respond::strip(response.headers_mut());
-            return Ok(response);
-        }
-        let theirs = hyper::upgrade::on(&mut response);
-        self.upgraded().spawn(async move {
-            // Either side may be gone by now, or go, or say nothing for too long; the other one sees a close.
-            if let (Ok(ours), Ok(theirs)) = tokio::join!(ours, theirs) {
-                let (mut ours, mut theirs) = (TokioIo::new(ours), TokioIo::new(theirs));
-                let _ = tunnel::copy(&mut ours, &mut theirs, &[], limits::TUNNEL_IDLE).await;
-            }
-        });
-        Ok(response.map(|_| Body::empty()))
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Flow {
     /// Address and port that the caller chose.
     pub origin: Option<String>,
     pub route: Option<String>,
+    /// Who the caller is, where the route verifies its token.
+    pub identity: Option<String>,
     /// A connection's decision, or a request's result.
     pub outcome: String,
     /// Why, where there is more to say.

@@ -39,7 +39,23 @@ pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(300);
 pub const TOKEN_MARGIN: Duration = Duration::from_secs(60);
 /// Longest provider token that is taken, bytes.
 pub const PROVIDER_TOKEN_BYTES: usize = 16 * 1024;
-/// Exchanges that run at once, per vault.
+/// Largest JSON answer that a route's purge rule looks at, bytes.
+pub const PURGE_BODY_BYTES: usize = 64 * 1024;
+/// Most keys of a key set.
+pub const KEYS: usize = 16;
+/// Tokens of our own that are kept, per vault and channel.
+pub const SIGNED_TOKENS: u64 = 4096;
+/// How long the same claims get the same token of ours.
+pub const SIGNED_TTL: Duration = Duration::from_secs(60);
+/// Time to fetch a key set, connect to last byte.
+pub const KEYS_TIME: Duration = Duration::from_secs(5);
+/// Largest form that is searched for the caller's client credentials, bytes.
+pub const CREDENTIALS_BODY_BYTES: usize = 64 * 1024;
+/// Longest client id or secret of a caller, bytes.
+pub const CREDENTIAL_BYTES: usize = 4 * 1024;
+/// Longest `claims` or `interaction_uri` of a token endpoint that is handed to the caller, bytes.
+pub const INTERACTION_BYTES: usize = 4 * 1024;
+/// Exchanges that run at once, per vault, unless it is configured.
 pub const EXCHANGES_AT_ONCE: usize = 64;
 /// Exchanges that run or wait for their turn, per vault; further ones are refused.
 pub const EXCHANGES_QUEUED: usize = 2048;
@@ -112,6 +128,46 @@ pub const HANDOVER_ANSWER_TIME: Duration = Duration::from_secs(5);
 pub const HANDOVER_READY_TIME: Duration = Duration::from_secs(60);
 /// Longest message of a hand-over, bytes.
 pub const HANDOVER_BYTES: usize = 64 * 1024;
+/// Largest discovery document that is read, bytes (RFC 8414; a usual one has 4 KiB).
+pub const DISCOVERY_BYTES: usize = 64 * 1024;
+/// Largest JWKS that is read, bytes.
+pub const JWKS_BYTES: usize = 256 * 1024;
+/// Most keys of a JWKS, unusable ones included.
+pub const JWKS_KEYS: usize = 64;
+/// One whole fetch of a JWKS or discovery document, connect to last byte.
+pub const METADATA_TIME: Duration = Duration::from_secs(5);
+/// Shortest time between two fetches of one document, whoever asks.
+pub const METADATA_FLOOR: Duration = Duration::from_secs(10);
+/// How long a document is fresh when its server does not say.
+pub const METADATA_FRESH: Duration = Duration::from_secs(900);
+/// How long a document is fresh at most, whatever its server says.
+pub const METADATA_FRESH_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How long a document that is no longer fresh is used while it cannot be fetched.
+pub const METADATA_STALE: Duration = Duration::from_secs(3600);
+/// Deepest nesting of objects and arrays in tokens, JWKS and answers of an issuer.
+pub const JSON_DEPTH: usize = 16;
+/// Largest introspection answer that is read, bytes.
+pub const INTROSPECTION_BYTES: usize = 64 * 1024;
+/// One introspection call, connect to last byte; a failed one is repeated once.
+pub const INTROSPECTION_TIME: Duration = Duration::from_secs(5);
+/// Introspections that run at once, per verifier.
+pub const INTROSPECTIONS_AT_ONCE: usize = 64;
+/// How long an answer that a token is active is believed: a revoked token is refused after this.
+pub const INTROSPECTION_TTL: Duration = Duration::from_secs(60);
+/// How long an answer that a token is not active is believed.
+pub const INTROSPECTION_TTL_INACTIVE: Duration = Duration::from_secs(10);
+/// Introspection answers kept, per verifier.
+pub const INTROSPECTIONS_KEPT: u64 = 4096;
+/// Verified JWTs kept, per verifier, bytes (estimated).
+pub const VERIFIED_BYTES: u64 = 8 * 1024 * 1024;
+/// How long a JWT's signature counts as verified, while the keys stay the same.
+pub const VERIFIED_TTL: Duration = Duration::from_secs(300);
+/// Latest time in a token, seconds since 1970 (the year 9999): beyond it is a mistake, milliseconds for instance.
+pub const TOKEN_TIME_MAX: u64 = 253_402_300_799;
+/// Identities that are counted by name.
+pub const IDENTITIES: usize = 256;
+/// Longest identity that is taken from a claim, characters.
+pub const IDENTITY_CHARS: usize = 256;
 
 /// How many connections can be served with as many descriptors as `open_files`: each takes two, and some are kept back
 /// for listeners, programs, the vault and kept upstream connections. At least [`SHARE_OF_WORKLOAD`].

@@ -49,6 +49,7 @@ async fn run(command: Command) -> u8 {
         Command::Status(args) => commands::control::status(&args).await,
         Command::Flows(args) => commands::control::flows(&args).await,
         Command::Cache(command) => commands::control::cache(&command).await,
+        Command::Keys(command) => commands::keys::run(&command).await,
         Command::Ca(command) => commands::ca::run(&command),
         Command::Cleanup(args) => commands::cleanup::run(args),
         Command::Version(args) => commands::version::run(args),

@@ -1,4 +1,5 @@
-//! Prometheus metrics: every family of the agent, bounded labels only (no path, host or subject).
+//! Prometheus metrics: every family of the agent, bounded labels only (no path or host; of verified callers the first
+//! [`crate::limits::IDENTITIES`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+mod identities;
+
+use identities::Identities;
 
 /// A connection's end: what was decided and why.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,6 +40,11 @@ pub struct ExchangeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VaultLabels {
+    pub vault: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CacheLabels {
     /// `hit`, `miss`, `negative_hit`, `refresh`, `evicted`.
     pub event: &'static str,
@@ -57,9 +67,12 @@ pub struct Metrics {
     pub handshakes: Family<HandshakeLabels, Counter>,
     pub leaves: Counter,
     pub requests: Family<RequestLabels, Counter>,
+    identities: Identities,
     pub request_seconds: Histogram,
     pub exchanges: Family<ExchangeLabels, Counter>,
     pub exchange_seconds: Histogram,
+    pub exchange_retries: Family<VaultLabels, Counter>,
+    pub breakers_open: Family<VaultLabels, Gauge>,
     pub cache: Family<CacheLabels, Counter>,
     pub upstream_connections: Counter,
     pub config_reloads: Family<ResultLabels, Counter>,
@@ -98,9 +111,12 @@ impl Metrics {
             handshakes: Family::default(),
             leaves: Counter::default(),
             requests: Family::default(),
+            identities: Identities::default(),
             request_seconds: seconds(),
             exchanges: Family::default(),
             exchange_seconds: seconds(),
+            exchange_retries: Family::default(),
+            breakers_open: Family::default(),
             cache: Family::default(),
             upstream_connections: Counter::default(),
             config_reloads: Family::default(),
@@ -115,6 +131,11 @@ impl Metrics {
             "connections",
             "Redirected connections by decision and reason",
             metrics.connections.clone(),
+        );
+        registry.register(
+            "identified_requests",
+            "Requests whose caller's token was verified, by the identity in it",
+            metrics.identities.family.clone(),
         );
         registry.register(
             "open_connections",
@@ -152,6 +173,16 @@ impl Metrics {
             "Time of a call of a token endpoint",
             Unit::Seconds,
             metrics.exchange_seconds.clone(),
+        );
+        registry.register(
+            "token_exchange_retries",
+            "Calls of token endpoints that repeat a failed one",
+            metrics.exchange_retries.clone(),
+        );
+        registry.register(
+            "vault_circuit_open",
+            "1 while a failing token endpoint is left alone",
+            metrics.breakers_open.clone(),
         );
         registry.register("token_cache_events", "Token cache events", metrics.cache.clone());
         registry.register(
@@ -232,6 +263,19 @@ impl Metrics {
         self.exchange_seconds.observe(took.as_secs_f64());
     }
 
+    pub fn exchange_retry(&self, vault: &Arc<str>) {
+        let vault = vault.clone();
+        self.exchange_retries.get_or_create(&VaultLabels { vault }).inc();
+    }
+
+    /// The circuit breaker of a vault opened or closed.
+    pub fn breaker(&self, vault: &Arc<str>, open: bool) {
+        let vault = vault.clone();
+        self.breakers_open
+            .get_or_create(&VaultLabels { vault })
+            .set(i64::from(open));
+    }
+
     pub fn cache_event(&self, event: &'static str) {
         self.cache.get_or_create(&CacheLabels { event }).inc();
     }
@@ -252,6 +296,11 @@ impl Metrics {
             })
             .inc();
         self.request_seconds.observe(took.as_secs_f64());
+    }
+
+    /// A request of a caller who was verified.
+    pub fn identity(&self, identity: &str) {
+        self.identities.count(identity);
     }
 }
 

@@ -3,12 +3,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+pub mod credentials;
 mod selector;
+mod verify;
 
+pub use credentials::Credentials;
 pub use selector::{Selector, Verdict, covers};
+pub use verify::{Channel, Verify};
 
 /// A host of a route: an exact name, or `*.` and a suffix that stands for one label or more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,15 +87,69 @@ pub enum OnMissingToken {
     Passthrough,
 }
 
-/// One rule: requests to these hosts get a token of this connection from this vault.
+/// What is asked of a vault. A route's own takes the place of its vault's, each part by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The account at the provider (Token Vault).
+    pub connection: Option<Arc<str>>,
+    /// RFC 8693 §2.1; repeated when there are several.
+    pub audience: Vec<String>,
+    /// RFC 8707.
+    pub resource: Vec<String>,
+    /// Separated by spaces (RFC 6749 §3.3).
+    pub scope: Option<String>,
+}
+
+impl Wanted {
+    pub fn connection(name: impl Into<Arc<str>>) -> Self {
+        Self {
+            connection: Some(name.into()),
+            ..Self::default()
+        }
+    }
+
+    /// The one word for logs and messages.
+    pub fn target(&self) -> &str {
+        let audience = self.audience.first().or_else(|| self.resource.first());
+        self.connection
+            .as_deref()
+            .or_else(|| audience.map(String::as_str))
+            .or(self.scope.as_deref())
+            .unwrap_or_default()
+    }
+}
+
+/// Where a word about the user comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    Fixed(Arc<str>),
+    /// A header of the request, which is taken off it.
+    Header(HeaderName),
+    /// A path in the claims of the caller's verified token.
+    Claim(Vec<String>),
+}
+
+impl std::fmt::Display for Hint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Fixed(text) => f.write_str(text),
+            Self::Header(name) => write!(f, "header {name}"),
+            Self::Claim(path) => write!(f, "claim {}", path.join(".")),
+        }
+    }
+}
+
+/// One rule: requests to these hosts get a token of this vault.
 #[derive(Clone, Debug)]
 pub struct Route {
     pub name: Arc<str>,
     pub hosts: Vec<HostPattern>,
     pub vault: Arc<str>,
-    pub connection: Arc<str>,
-    pub login_hint: Option<Arc<str>>,
+    pub wanted: Arc<Wanted>,
+    pub login_hint: Option<Hint>,
+    pub verify: Option<Verify>,
     pub on_missing_token: OnMissingToken,
+    pub credentials: Credentials,
     /// Which workloads it is for: any of these; empty: all.
     pub workloads: Vec<Selector>,
 }
@@ -210,9 +270,11 @@ mod tests {
             name: name.into(),
             hosts: hosts.iter().map(|h| HostPattern::parse(h).unwrap()).collect(),
             vault: "main".into(),
-            connection: name.into(),
+            wanted: Arc::new(Wanted::connection(name)),
             login_hint: None,
+            verify: None,
             on_missing_token: OnMissingToken::Reject,
+            credentials: Credentials::default(),
             workloads: workloads.iter().map(|w| Selector::cgroup(*w)).collect(),
         }
     }

@@ -1,5 +1,6 @@
 //! Stage 13: what a workload sees when it is refused: one table from class to status and text.
 
+use base64::Engine as _;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, Response, StatusCode};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -30,6 +31,10 @@ struct Problem<'a> {
     error_description: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     connection: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect_url: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claims: Option<&'a str>,
 }
 
 /// The response for a refusal.
@@ -42,8 +47,13 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
             error: refusal.class.label(),
             error_description: &refusal.description,
             connection: asked.connection,
+            connect_url: refusal
+                .interaction
+                .as_ref()
+                .and_then(|i| i.connect_url.as_deref()),
+            claims: refusal.interaction.as_ref().and_then(|i| i.claims.as_deref()),
         };
-        let mut json = serde_json::to_string(&problem).expect("three strings always serialise");
+        let mut json = serde_json::to_string(&problem).expect("strings always serialise");
         json.push('\n');
         let length = json.len();
         let body = if asked.head {
@@ -68,7 +78,8 @@ pub fn refuse(refusal: &Refusal, asked: Asked<'_>) -> Response<Body> {
         )),
     );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if status == StatusCode::UNAUTHORIZED && !asked.grpc {
+    let challenged = status == StatusCode::UNAUTHORIZED || refusal.class == Class::InsufficientScope;
+    if challenged && !asked.grpc {
         challenge(headers, refusal, asked.git);
     }
     if let Some(after) = refusal.retry_after {
@@ -131,10 +142,14 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
     const RESOURCE_EXHAUSTED: u8 = 8;
     const INTERNAL: u8 = 13;
     match class {
-        Class::MissingToken | Class::InvalidToken | Class::ExchangeRefused | Class::ConnectionRequired => {
-            (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED)
+        Class::MissingToken
+        | Class::InvalidToken
+        | Class::ExchangeRefused
+        | Class::ConnectionRequired
+        | Class::InteractionRequired => (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED),
+        Class::Forbidden | Class::AccessDenied | Class::InsufficientScope => {
+            (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED)
         }
-        Class::Forbidden => (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED),
         Class::Misdirected => (
             StatusCode::MISDIRECTED_REQUEST,
             "http_request_denied",
@@ -153,7 +168,7 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
             "connection_limit_reached",
             UNAVAILABLE,
         ),
-        Class::VaultUnavailable => (
+        Class::VaultUnavailable | Class::VerifierUnavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "destination_unavailable",
             UNAVAILABLE,
@@ -192,16 +207,30 @@ fn grpc(refusal: &Refusal, status: u8) -> Response<Body> {
 
 fn challenge(headers: &mut HeaderMap, refusal: &Refusal, git: bool) {
     // RFC 6750 §3.1: no error code when the request carried no credentials at all.
-    let bearer = if refusal.class == Class::MissingToken {
-        "Bearer realm=\"tv-agent\"".to_owned()
-    } else {
-        format!(
-            "Bearer realm=\"tv-agent\", error=\"invalid_token\", error_description=\"{}\"",
-            refusal.description.replace(['"', '\\'], "'")
-        )
+    let claims = refusal.interaction.as_ref().and_then(|i| i.claims.as_deref());
+    let error = match refusal.class {
+        Class::MissingToken => None,
+        Class::InsufficientScope => Some("insufficient_scope"),
+        // Microsoft's claims challenge.
+        _ if claims.is_some() => Some("insufficient_claims"),
+        _ => Some("invalid_token"),
     };
+    let bearer = error.map_or_else(
+        || "Bearer realm=\"tv-agent\"".to_owned(),
+        |error| {
+            let description = refusal.description.replace(['"', '\\'], "'");
+            // base64, since JSON's quotes cannot stand in a quoted string.
+            let claims = claims.map(|claims| base64::engine::general_purpose::STANDARD.encode(claims));
+            let claims = claims
+                .map(|claims| format!(", claims=\"{claims}\""))
+                .unwrap_or_default();
+            format!(
+                "Bearer realm=\"tv-agent\", error=\"{error}\", error_description=\"{description}\"{claims}"
+            )
+        },
+    );
     headers.append(WWW_AUTHENTICATE, text(&bearer));
-    if git {
+    if git && refusal.class != Class::InsufficientScope {
         headers.append(
             WWW_AUTHENTICATE,
             HeaderValue::from_static("Basic realm=\"tv-agent\""),
@@ -221,7 +250,9 @@ fn text(value: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::class::Interaction;
     use http_body::Body as _;
+    use std::sync::Arc;
     use std::time::Duration;
 
     const ASKED: Asked<'_> = Asked {
@@ -237,12 +268,13 @@ mod tests {
             Class::MissingToken
             | Class::InvalidToken
             | Class::ExchangeRefused
-            | Class::ConnectionRequired => 401,
-            Class::Forbidden => 403,
+            | Class::ConnectionRequired
+            | Class::InteractionRequired => 401,
+            Class::Forbidden | Class::AccessDenied | Class::InsufficientScope => 403,
             Class::Misdirected => 421,
             Class::BadRequest => 400,
             Class::HeaderTooLarge => 431,
-            Class::VaultRateLimited | Class::VaultUnavailable => 503,
+            Class::VaultRateLimited | Class::VaultUnavailable | Class::VerifierUnavailable => 503,
             Class::VaultTimeout | Class::UpstreamTimeout => 504,
             Class::VaultCredentials | Class::VaultInvalidResponse | Class::UpstreamTls => 502,
             Class::UpstreamUnreachable | Class::UpstreamProtocol | Class::Internal => 502,
@@ -272,8 +304,48 @@ mod tests {
     }
 
     #[test]
+    fn what_the_user_has_to_do_is_told() {
+        let claims = r#"{"access_token":{"polids":{"essential":true}}}"#;
+        let mut refusal = Refusal::new(Class::InteractionRequired, "sign in again");
+        refusal.interaction = Some(Arc::new(Interaction {
+            connect_url: Some("https://idp.example/link?x=1".into()),
+            claims: Some(claims.into()),
+        }));
+        let response = refuse(&refusal, ASKED);
+        let challenge = response.headers()[WWW_AUTHENTICATE].to_str().unwrap();
+        let encoded = base64::engine::general_purpose::STANDARD.encode(claims);
+        assert!(
+            challenge.contains("error=\"insufficient_claims\"")
+                && challenge.ends_with(&format!("claims=\"{encoded}\"")),
+            "{challenge}"
+        );
+        let plain = refuse(&Refusal::new(Class::InteractionRequired, "x"), ASKED);
+        let challenge = plain.headers()[WWW_AUTHENTICATE].to_str().unwrap();
+        assert!(
+            challenge.contains("invalid_token") && !challenge.contains("claims"),
+            "{challenge}"
+        );
+        // The body is exactly as long as it says, so its members are in it.
+        let longer = response.headers()[CONTENT_LENGTH]
+            .to_str()
+            .unwrap()
+            .parse::<usize>()
+            .unwrap();
+        assert!(
+            longer
+                > plain.headers()[CONTENT_LENGTH]
+                    .to_str()
+                    .unwrap()
+                    .parse::<usize>()
+                    .unwrap()
+                    + claims.len()
+        );
+    }
+
+    #[test]
     fn texts_cannot_break_out_of_a_header() {
         let refusal = Refusal {
+            interaction: None,
             class: Class::ExchangeRefused,
             description: "bad \"quote\"\r\nx-evil: 1 é".into(),
             retry_after: Some(Duration::from_millis(10)),

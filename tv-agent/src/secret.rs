@@ -1,8 +1,10 @@
 //! Tokens, keys and client secrets: no Debug, no Display, wiped on drop.
 //!
-//! `expose` is called in two files only, `inject.rs` and `token/exchange.rs`; `cargo xtask tidy` says so
-//! when that changes.
+//! `expose` is called in `inject.rs`, its folder, `token/exchange.rs` and `verify/introspect.rs` only; `cargo xtask
+//! tidy` says so when that changes.
 
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};
+use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -33,20 +35,65 @@ impl Secret {
         hash.update(self.0.as_bytes());
     }
 
+    /// The header of a JWS in compact form (RFC 7515 §7.1), decoded; None when this has not its form.
+    pub fn jws_header(&self) -> Option<Vec<u8>> {
+        use base64::Engine as _;
+        let mut parts = self.0.split('.');
+        let header = parts.next()?;
+        (parts.count() == 2)
+            .then(|| {
+                base64::engine::general_purpose::URL_SAFE_NO_PAD
+                    .decode(header)
+                    .ok()
+            })
+            .flatten()
+    }
+
+    /// The secret as the key of HS256, HS384 or HS512 (RFC 7518 §3.2).
+    pub fn hmac_key(&self) -> DecodingKey {
+        DecodingKey::from_secret(self.0.as_bytes())
+    }
+
+    /// The claims of a JWT that `key` signed by `algorithm`. Nothing but the signature is checked.
+    ///
+    /// # Errors
+    /// When this is no JWT, the key does not fit, or the signature is wrong.
+    pub fn jwt_claims<T: DeserializeOwned>(
+        &self,
+        key: &DecodingKey,
+        algorithm: Algorithm,
+    ) -> jsonwebtoken::errors::Result<T> {
+        let mut validation = Validation::new(algorithm);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
+        jsonwebtoken::decode(self.0.as_bytes(), key, &validation).map(|token| token.claims)
+    }
+
+    /// The claims of a JWT whose signature nobody looks at: for verifiers that are configured so, and for
+    /// deciding whether to ask a token endpoint, which judges the token itself.
+    ///
+    /// # Errors
+    /// When this is no JWT.
+    pub fn jwt_claims_unverified<T: DeserializeOwned>(&self) -> jsonwebtoken::errors::Result<T> {
+        dangerous::insecure_decode_claims(self.0.as_bytes())
+    }
+
     /// The `exp` claim (seconds since 1970) if this looks like a JWT (RFC 7519 §4.1.4). Unverified: only
     /// ever used to make a cache entry live shorter.
     pub fn jwt_expiry(&self) -> Option<u64> {
-        use base64::Engine as _;
-        let payload = self.0.split('.').nth(1)?;
-        let bytes = Zeroizing::new(
-            base64::engine::general_purpose::URL_SAFE_NO_PAD
-                .decode(payload)
-                .ok()?,
-        );
-        let claims: JwtTimes = serde_json::from_slice(&bytes).ok()?;
+        let claims: JwtTimes = serde_json::from_slice(&self.jwt_payload()?).ok()?;
         let exp = claims.exp?;
         // Whole or fractional seconds (NumericDate); anything else is no expiry we can read.
         (exp.is_finite() && exp >= 0.0).then_some(exp as u64)
+    }
+
+    fn jwt_payload(&self) -> Option<Zeroizing<Vec<u8>>> {
+        use base64::Engine as _;
+        let payload = self.0.split('.').nth(1)?;
+        let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+        engine.decode(payload).ok().map(Zeroizing::new)
     }
 }
 

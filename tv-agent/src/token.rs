@@ -5,68 +5,40 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::RootCertStore;
-use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
-use url::Url;
 
+use crate::https;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::oidc;
+use crate::policy::Wanted;
 use crate::secret::Secret;
 
+mod assertion;
 mod cache;
 mod error;
 mod exchange;
 mod flight;
+mod labels;
+mod pace;
+mod request;
 mod response;
+pub mod settings;
+mod when;
 
+pub use assertion::Signer;
 pub use cache::Cached;
 pub use error::{Answer, BuildError, Error, ErrorKind, Malformed};
+pub use labels::Filter;
+pub use request::Missing;
+pub use settings::{ClientAuth, Encoding, Kind, VaultSettings};
+pub use when::{Condition, Decision, decide};
 
 use cache::{Entry, Good, Key, Rejection, Store, VaultId};
-use flight::Service;
-
-/// One Auth0 Token Vault as configured.
-pub struct VaultSettings {
-    /// Its name in the configuration: for logs, metrics and messages.
-    pub name: Arc<str>,
-    pub token_endpoint: Url,
-    pub client_id: String,
-    pub client_secret: Secret,
-    pub client_auth: ClientAuth,
-    pub encoding: Encoding,
-    /// Trust anchors besides those given to [`Vault::new`].
-    pub extra_roots: Vec<CertificateDer<'static>>,
-    /// For one whole call, connect to last byte ([`limits::TOKEN_TIME`] by default).
-    pub timeout: Duration,
-    /// `None`: Auth0's federated-connection-access-token.
-    pub requested_token_type: Option<String>,
-    /// Life in the cache when the vault says nothing ([`limits::TOKEN_TTL_DEFAULT`] by default).
-    pub ttl_default: Duration,
-    /// Longest life in the cache, at most [`limits::TOKEN_TTL_MAX`].
-    pub ttl_max: Duration,
-}
-
-impl VaultSettings {
-    pub fn requested_token_type(&self) -> &str {
-        self.requested_token_type
-            .as_deref()
-            .unwrap_or(exchange::REQUESTED_TOKEN_TYPE)
-    }
-}
-
-/// How the agent proves who it is to the token endpoint (RFC 6749 §2.3.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientAuth {
-    SecretPost,
-    SecretBasic,
-}
-
-/// The form of the request's body. RFC 8693 knows the form only; Auth0 takes both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
-    Form,
-    Json,
-}
+use flight::{Boarding, Service};
+use pace::Gate;
+use request::Ask;
+use settings::ActorFrom;
 
 /// A vault that can be called: its settings, its connections, and the cap on calls at once.
 pub struct Vault {
@@ -78,6 +50,19 @@ pub struct Vault {
     slots: Semaphore,
     /// Calls that run or wait for a slot.
     queue: Semaphore,
+    gate: Gate,
+    /// Names the token endpoint, where it is not configured.
+    issuer: Option<oidc::Issuer>,
+    check: Option<Arc<dyn CheckToken>>,
+}
+
+/// A word on a token that a vault just gave: the verifier of `validate`.
+pub trait CheckToken: Send + Sync {
+    /// `Err`: why the token is not to be used. The text is for the log, and holds nothing of the token.
+    fn check<'a>(
+        &'a self,
+        token: &'a Secret,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>>;
 }
 
 impl Vault {
@@ -86,18 +71,12 @@ impl Vault {
     /// # Errors
     /// When the settings cannot work; the message names the vault and the setting.
     pub fn new(settings: VaultSettings, roots: Arc<RootCertStore>) -> Result<Self, BuildError> {
-        Self::with_caps(
-            settings,
-            roots,
-            limits::EXCHANGES_AT_ONCE,
-            limits::EXCHANGES_QUEUED,
-        )
+        Self::with_queue(settings, roots, limits::EXCHANGES_QUEUED)
     }
 
-    fn with_caps(
+    fn with_queue(
         settings: VaultSettings,
         mut roots: Arc<RootCertStore>,
-        at_once: usize,
         queued: usize,
     ) -> Result<Self, BuildError> {
         let vault = || settings.name.clone();
@@ -114,11 +93,15 @@ impl Vault {
         if !url.username().is_empty() || url.password().is_some() || url.fragment().is_some() {
             return Err(BuildError::ExtraUrlParts { vault: vault() });
         }
-        if settings.client_id.is_empty() {
-            return Err(BuildError::EmptyClientId { vault: vault() });
-        }
-        if settings.client_secret.is_empty() {
-            return Err(BuildError::EmptySecret { vault: vault() });
+        match &settings.client_auth {
+            ClientAuth::None | ClientAuth::CallerPost | ClientAuth::CallerBasic => {}
+            _ if settings.client_id.is_empty() => {
+                return Err(BuildError::EmptyClientId { vault: vault() });
+            }
+            ClientAuth::SecretPost(secret) | ClientAuth::SecretBasic(secret) if secret.is_empty() => {
+                return Err(BuildError::EmptySecret { vault: vault() });
+            }
+            _ => {}
         }
         if settings.timeout.is_zero() || settings.ttl_max.is_zero() {
             return Err(BuildError::ZeroTime { vault: vault() });
@@ -135,14 +118,30 @@ impl Vault {
         if roots.is_empty() {
             return Err(BuildError::NoRoots { vault: vault() });
         }
+        let client = exchange::client(&settings, roots)?;
+        // Discovered at first use: the agent starts while the issuer is down, and finds it later.
+        let issuer = settings
+            .discover
+            .then(|| oidc::Issuer::new(&client, Some(url), oidc::KeySource::Issuer, None));
         Ok(Self {
             id: VaultId::of(&settings),
             host,
-            client: exchange::client(&settings, roots)?,
-            slots: Semaphore::new(at_once),
+            client,
+            issuer,
+            slots: Semaphore::new(settings.pacing.at_once),
             queue: Semaphore::new(queued),
+            gate: Gate::new(&settings.pacing),
+            check: None,
             settings,
         })
+    }
+
+    /// Has every token checked before it is used or cached.
+    pub fn checked_by(self, check: Arc<dyn CheckToken>) -> Self {
+        Self {
+            check: Some(check),
+            ..self
+        }
     }
 
     pub fn settings(&self) -> &VaultSettings {
@@ -155,32 +154,81 @@ impl Vault {
     /// # Errors
     /// Why not, with every cause.
     pub async fn reach(&self, limit: Duration) -> Result<(), String> {
+        if let Some(issuer) = &self.issuer {
+            let found = tokio::time::timeout(limit, issuer.document()).await;
+            return match found {
+                Ok(Ok(document)) if document.token_endpoint.is_some() => Ok(()),
+                Ok(Ok(_)) => Err("the issuer's document names no token_endpoint".to_owned()),
+                Ok(Err(error)) => Err(https::causes(&error)),
+                Err(_) => Err("no answer in time".to_owned()),
+            };
+        }
         let asked = self
             .client
             .head(self.settings.token_endpoint.clone())
             .timeout(limit)
             .send()
             .await;
-        asked.map(drop).map_err(|error| {
-            let error = error.without_url();
-            let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source());
-            causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-        })
+        asked
+            .map(drop)
+            .map_err(|error| https::causes(&error.without_url()))
     }
 
-    fn error(&self, kind: ErrorKind, connection: &Arc<str>) -> Error {
-        Error::new(kind, &self.settings.name, &self.host, connection)
+    fn error(&self, kind: ErrorKind, wanted: &Wanted) -> Error {
+        Error::new(kind, self, wanted)
     }
 }
 
-/// What a caller wants: the token of `connection` for the user whom `subject` stands for.
+/// What a caller wants of a vault. Which of the parts are needed depends on the vault's [`Kind`].
 #[derive(Clone, Copy)]
 pub struct Grant<'a> {
     pub vault: &'a Arc<Vault>,
-    pub connection: &'a str,
+    /// The route's connection, audience, resource and scope.
+    pub wanted: &'a Arc<Wanted>,
     /// Which of several accounts on one connection.
     pub login_hint: Option<&'a str>,
-    pub subject: &'a Arc<Secret>,
+    /// The caller's token.
+    pub subject: Option<&'a Arc<Secret>>,
+    /// The actor's token, where the vault takes it from the request.
+    pub actor: Option<&'a Arc<Secret>>,
+    /// For whom a privileged worker asks.
+    pub user: Option<&'a str>,
+    /// The caller's client credentials, where the vault is to use them.
+    pub client: Option<&'a Arc<Client>>,
+    /// The route's name, for the cache's list.
+    pub route: &'a str,
+}
+
+impl<'a> Grant<'a> {
+    pub fn new(vault: &'a Arc<Vault>, wanted: &'a Arc<Wanted>) -> Self {
+        Self {
+            vault,
+            wanted,
+            login_hint: None,
+            subject: None,
+            actor: None,
+            user: None,
+            client: None,
+            route: "",
+        }
+    }
+
+    fn ask(&self, own: bool) -> Ask<'a> {
+        Ask {
+            wanted: self.wanted,
+            login_hint: self.login_hint,
+            subject: self.subject.map(|subject| &**subject),
+            actor: self.actor.map(|actor| &**actor),
+            user: self.user,
+            own,
+        }
+    }
+}
+
+/// Client credentials that a request brought.
+pub struct Client {
+    pub id: String,
+    pub secret: Secret,
 }
 
 /// A provider token, ready to be injected. No `Debug`: nothing of it is for a log.
@@ -244,12 +292,28 @@ impl Tokens {
     /// # Errors
     /// [`Error::class`] says whose fault it is. The same error may come again out of the cache for seconds.
     pub async fn obtain(&self, grant: Grant<'_>) -> Result<Obtained, Error> {
+        let own_actor = grant.actor.is_none() && acts_itself(&grant.vault.settings.kind);
+        if !own_actor {
+            return self.fetch(&grant, false).await;
+        }
+        // Boxed, since few vaults have an actor of their own.
+        let actor = Box::pin(self.fetch(&grant, true)).await?;
+        let actor = Some(&actor.token);
+        self.fetch(&Grant { actor, ..grant }, false).await
+    }
+
+    /// `own`: a token for the agent itself, by client credentials.
+    async fn fetch(&self, grant: &Grant<'_>, own: bool) -> Result<Obtained, Error> {
         let service = &self.0;
-        let key = Key::of(&grant);
-        match service.store.get(&key) {
+        let failed = |kind| grant.vault.error(kind, grant.wanted);
+        let key = Key::of(grant, own).map_err(|missing| failed(ErrorKind::Missing(missing)))?;
+        let boarding = Boarding { grant, own, key };
+        let entry = service.store.get(&key);
+        service.store.labels.note(&boarding, entry.is_some());
+        match entry {
             Some(Entry::Good(good)) => {
                 service.metrics.cache_event("hit");
-                service.refresh_if_due(&grant, key, &good);
+                service.refresh_if_due(boarding, &good);
                 return Ok(Obtained::new(&good, key, Source::Cache));
             }
             Some(Entry::Bad(error, _)) => {
@@ -258,15 +322,13 @@ impl Tokens {
             }
             None => {}
         }
-        if let Some(remaining) = service.store.paused(&grant.vault.id) {
+        if let Some(kind) = service.closed(grant.vault) {
             service.metrics.cache_event("negative_hit");
-            return Err(grant
-                .vault
-                .error(ErrorKind::Paused { remaining }, &grant.connection.into()));
+            return Err(failed(kind));
         }
         service.metrics.cache_event("miss");
         // Boxed, since most calls end in the cache, above.
-        let (good, source) = Box::pin(service.board(&grant, key)).await?;
+        let (good, source) = Box::pin(service.board(boarding)).await?;
         Ok(Obtained::new(&good, key, source))
     }
 
@@ -281,9 +343,10 @@ impl Tokens {
         rejection != Rejection::Believed
     }
 
-    /// Drops every token and every remembered failure. Pauses that vaults asked for stay.
-    pub fn flush(&self) {
-        self.0.store.flush();
+    /// Drops the tokens and remembered failures that are meant; returns how many. Pauses that vaults asked for
+    /// stay.
+    pub fn flush(&self, filter: &Filter) -> u64 {
+        self.0.store.flush(filter)
     }
 
     /// What is in the cache, without anything secret.
@@ -298,6 +361,15 @@ impl Tokens {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+fn acts_itself(kind: &Kind) -> bool {
+    match kind {
+        Kind::TokenExchange(exchange) => {
+            matches!(&exchange.actor, Some(actor) if matches!(actor.from, ActorFrom::Own))
+        }
+        Kind::TokenVault(_) | Kind::ClientCredentials(_) => false,
     }
 }
 

@@ -3,14 +3,15 @@
 //! Wire format and error codes: auth0.com/docs, "Get a token from Token Vault", and what public clients
 //! observe.
 
+mod assertion;
 mod form;
 mod reply;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Request, Response, header};
 use hyper::body::Incoming;
@@ -27,6 +28,12 @@ use reply::{endless, huge, json_response, refuse, text};
 pub const GRANT: &str = "urn:auth0:params:oauth:grant-type:token-exchange:federated-connection-access-token";
 /// `subject_token_type` of an Auth0 access token (RFC 8693 section 3).
 pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+/// `subject_token_type` of an Auth0 refresh token.
+pub const REFRESH_TOKEN: &str = "urn:ietf:params:oauth:token-type:refresh_token";
+/// `subject_token_type` of a privileged worker's request.
+pub const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+/// `requested_token_type` of a privileged worker.
+pub const VAULT_ACCESS_TOKEN: &str = "http://auth0.com/oauth/token-type/token-vault-access-token";
 /// `requested_token_type` and `issued_token_type`.
 pub const FEDERATED_ACCESS_TOKEN: &str =
     "http://auth0.com/oauth/token-type/federated-connection-access-token";
@@ -47,6 +54,8 @@ pub enum Mode {
     RateLimited { retry_after: Option<u64> },
     /// The status, `error` and `error_description` given.
     Refuse(u16, &'static str, &'static str),
+    /// By what it knows, this often in a second; 429 beyond, with the headers of a limited tenant.
+    PerSecond(usize),
     /// 500 with a text body.
     ServerError,
     /// No answer at all.
@@ -104,6 +113,12 @@ struct Book {
     mode: Mode,
     exchanges: Vec<Exchange>,
     allowed: Vec<String>,
+    /// A second since 1970, and the calls that came in it.
+    window: (u64, usize),
+    /// PEM of the client's public key.
+    key: Option<String>,
+    /// `jti` of every assertion so far.
+    used: HashSet<String>,
 }
 
 struct Tenant {
@@ -132,7 +147,7 @@ impl Auth0 {
         let tls = server::tls(identity, &["h2", "http/1.1"]).map_err(io::Error::other)?;
         let shared = tenant.clone();
         let handler: Handler =
-            Arc::new(move |_conn: Conn, request| Box::pin(answer(shared.clone(), request)));
+            Arc::new(move |conn: Conn, request| Box::pin(answer(shared.clone(), conn, request)));
         let server = Server::start("fake-auth0", addrs, tls, &tenant.connections, &handler)?;
         Ok(Self { server, tenant })
     }
@@ -187,6 +202,11 @@ impl Auth0 {
         lock(&self.tenant.book).subjects.remove(subject);
     }
 
+    /// Lets the client prove itself by assertions, and work for absent users, with the key of this PEM.
+    pub fn trust_key(&self, public_pem: &str) {
+        lock(&self.tenant.book).key = Some(public_pem.to_owned());
+    }
+
     /// Changes how every call is answered from now on.
     pub fn set_mode(&self, mode: Mode) {
         lock(&self.tenant.book).mode = mode;
@@ -231,12 +251,21 @@ impl Drop for Auth0 {
     }
 }
 
-async fn answer(tenant: Arc<Tenant>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(tenant: Arc<Tenant>, conn: Conn, request: Request<Incoming>) -> Response<Body> {
+    // SDKs look here first.
+    if request.uri().path() == "/.well-known/openid-configuration" {
+        let origin = format!("https://{}", conn.local);
+        return json_response(
+            200,
+            &json!({ "issuer": format!("{origin}/"), "token_endpoint": format!("{origin}/oauth/token") }),
+        );
+    }
     let call = format!("{} {}", request.method(), request.uri().path());
     let form = match Form::read(request).await {
         Ok(form) => form,
         Err(problem) => return unexpected(&tenant, format!("{call}: {problem}")),
     };
+    let audience = format!("https://{}/", conn.local);
     if let Err(problem) = tenant.check(&form) {
         return unexpected(&tenant, format!("{call}: {problem}"));
     }
@@ -246,14 +275,26 @@ async fn answer(tenant: Arc<Tenant>, request: Request<Incoming>) -> Response<Bod
     }
     let response = match mode {
         Mode::Hang => std::future::pending().await,
-        Mode::Normal | Mode::Slow(_) => tenant.exchange(&form, |_| {}),
-        Mode::ExpiresIn(value) => tenant.exchange(&form, |body| {
+        Mode::PerSecond(limit) => match tenant.take_turn(limit) {
+            Some(remaining) => {
+                let mut response = tenant.exchange(&form, &audience, |_| {});
+                limited(&mut response, limit, remaining);
+                response
+            }
+            None => {
+                let mut response = refuse(429, "too_many_requests", "Rate limit exceeded.");
+                limited(&mut response, limit, 0);
+                response
+            }
+        },
+        Mode::Normal | Mode::Slow(_) => tenant.exchange(&form, &audience, |_| {}),
+        Mode::ExpiresIn(value) => tenant.exchange(&form, &audience, |body| {
             match value {
                 Some(value) => body.insert("expires_in".to_owned(), value),
                 None => body.remove("expires_in"),
             };
         }),
-        Mode::NoAccessToken => tenant.exchange(&form, |body| {
+        Mode::NoAccessToken => tenant.exchange(&form, &audience, |body| {
             body.remove("access_token");
         }),
         Mode::RateLimited { retry_after } => {
@@ -288,14 +329,22 @@ impl Tenant {
             other => Err(format!("{name} is {other:?}, expected {wanted:?}")),
         };
         expect("grant_type", GRANT)?;
-        expect("subject_token_type", ACCESS_TOKEN)?;
-        expect("requested_token_type", FEDERATED_ACCESS_TOKEN)?;
+        if form.get("subject_token_type") == Some(JWT) {
+            expect("requested_token_type", VAULT_ACCESS_TOKEN)?;
+        } else {
+            if form.get("subject_token_type") != Some(REFRESH_TOKEN) {
+                expect("subject_token_type", ACCESS_TOKEN)?;
+            }
+            expect("requested_token_type", FEDERATED_ACCESS_TOKEN)?;
+        }
         for name in ["subject_token", "connection", "client_id"] {
             if form.get(name).is_none_or(str::is_empty) && (name != "client_id" || form.basic.is_none()) {
                 return Err(format!("{name} is missing"));
             }
         }
-        const KNOWN: [&str; 8] = [
+        const KNOWN: [&str; 10] = [
+            "client_assertion",
+            "client_assertion_type",
             "grant_type",
             "subject_token",
             "subject_token_type",
@@ -332,18 +381,59 @@ impl Tenant {
         (book.mode.clone(), book.exchanges.len() - 1)
     }
 
+    /// How many calls are left in this second after this one; `None`: it is one too many.
+    fn take_turn(&self, limit: usize) -> Option<usize> {
+        let (second, count) = &mut lock(&self.book).window;
+        if *second != unix_seconds() {
+            (*second, *count) = (unix_seconds(), 0);
+        }
+        *count += 1;
+        limit.checked_sub(*count)
+    }
+
+    fn authenticates(&self, form: &Form, audience: &str) -> bool {
+        if let Some(assertion) = form.get("client_assertion") {
+            let book = &mut *lock(&self.book);
+            return form.get("client_assertion_type") == Some(assertion::JWT_BEARER)
+                && form.get("client_id").is_none_or(|id| id == self.client_id)
+                && assertion::client(
+                    book.key.as_deref(),
+                    assertion,
+                    &self.client_id,
+                    audience,
+                    &mut book.used,
+                )
+                .is_ok();
+        }
+        let (id, secret) = form.credentials();
+        id == Some(&self.client_id) && secret == Some(&self.client_secret)
+    }
+
     fn exchange(
         &self,
         form: &Form,
+        audience: &str,
         change: impl FnOnce(&mut serde_json::Map<String, Value>),
     ) -> Response<Body> {
-        let (id, secret) = form.credentials();
-        if id != Some(&self.client_id) || secret != Some(&self.client_secret) {
+        if !self.authenticates(form, audience) {
             return refuse(401, "invalid_client", "Client authentication failed");
         }
-        let subject = form.get("subject_token").unwrap_or_default();
+        let mut subject = form.get("subject_token").unwrap_or_default().to_owned();
+        if form.get("subject_token_type") == Some(JWT) {
+            let book = &mut *lock(&self.book);
+            subject = match assertion::worker(
+                book.key.as_deref(),
+                &subject,
+                &self.client_id,
+                audience,
+                &mut book.used,
+            ) {
+                Ok(user) => user,
+                Err(why) => return refuse(400, "invalid_request", &format!("subject_token: {why}")),
+            };
+        }
         let connection = form.get("connection").unwrap_or_default();
-        let grant = match lock(&self.book).subjects.get_mut(subject) {
+        let grant = match lock(&self.book).subjects.get_mut(&subject) {
             None => return refuse(401, "invalid_grant", "Invalid or expired subject token."),
             Some(user) => user.get_mut(connection).map(Grant::hand_out),
         };
@@ -358,12 +448,27 @@ impl Tenant {
             "access_token": grant.token,
             "expires_in": grant.expires_in,
             "scope": "read write",
-            "issued_token_type": FEDERATED_ACCESS_TOKEN,
+            "issued_token_type": form.get("requested_token_type"),
             "token_type": "Bearer",
         });
         change(body.as_object_mut().expect("an object"));
         json_response(200, &body)
     }
+}
+
+/// `x-ratelimit-*` as limited endpoints of Auth0 send them.
+fn limited(response: &mut Response<Body>, limit: usize, remaining: usize) {
+    let headers = response.headers_mut();
+    headers.insert("x-ratelimit-limit", limit.into());
+    headers.insert("x-ratelimit-remaining", remaining.into());
+    headers.insert("x-ratelimit-reset", (unix_seconds() + 1).into());
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 fn unexpected(tenant: &Tenant, call: String) -> Response<Body> {

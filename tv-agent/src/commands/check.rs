@@ -1,5 +1,6 @@
 //! `tv-agent check`: whether this machine, the configuration, the CA and the vaults are ready.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +10,12 @@ use super::{chain, load, print, run::missing_cgroups};
 use crate::agent;
 use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
-use crate::config::Config;
+use crate::config::{Config, VaultConfig, VerifierConfig};
 use crate::redirect;
 use crate::strays;
 use crate::token::Vault;
 use crate::upstream::roots;
+use crate::verify::Verifier;
 
 mod resolvers;
 
@@ -72,7 +74,8 @@ pub async fn run(args: &CheckArgs) -> u8 {
                 findings.extend(resolvers::findings(&config, &mount));
             }
             findings.push(authority(&config));
-            findings.extend(vaults(config).await);
+            findings.extend(verifiers(config.verifiers).await);
+            findings.extend(vaults(config.vaults).await);
         }
         Err(error) => {
             findings.push(Finding::bad(
@@ -176,9 +179,30 @@ fn authority(config: &Config) -> Finding {
     )
 }
 
-async fn vaults(config: Config) -> Vec<Finding> {
+async fn verifiers(all: BTreeMap<Arc<str>, VerifierConfig>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (name, vault) in config.vaults {
+    for (name, verifier) in all {
+        let label = format!("verifier {name}");
+        let built = roots::compose(&verifier.extra_roots, &[])
+            .map_err(|error| chain(&error))
+            .and_then(|roots| {
+                Verifier::new(verifier.settings, Arc::new(roots)).map_err(|error| chain(&error))
+            });
+        let reached = match built {
+            Ok(verifier) => verifier.reach().await,
+            Err(why) => Err(why),
+        };
+        findings.push(match reached {
+            Ok(detail) => Finding::good(label, detail),
+            Err(why) => Finding::bad(label, why, "correct the verifier's settings, or mend its issuer"),
+        });
+    }
+    findings
+}
+
+async fn vaults(all: BTreeMap<Arc<str>, VaultConfig>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, vault) in all {
         let label = format!("vault {name}");
         let endpoint = vault.settings.token_endpoint.to_string();
         let built = roots::compose(&vault.extra_roots, &[])

@@ -12,7 +12,7 @@ use crate::cli::{CacheCommand, ControlArgs, FlowsArgs, Output, exit};
 use crate::control::{self, Status, ask};
 use crate::flows::Flow;
 use crate::redirect::Narrowing;
-use crate::token::Cached;
+use crate::token::{Cached, Filter};
 
 pub async fn status(args: &ControlArgs) -> u8 {
     answered(
@@ -47,16 +47,27 @@ pub async fn cache(command: &CacheCommand) -> u8 {
             let asked = asked.await;
             answered(asked, |()| print(args.output.output, &rows, || listed(&rows)))
         }
-        CacheCommand::Flush(args) => answered(
-            one::<u64>(&args.socket, Method::POST, "/cache/flush").await,
-            |count| {
-                print(args.output.output, &count, || format!("{count} entries dropped"));
-            },
-        ),
+        CacheCommand::Flush(args) => {
+            let target = control::flush_target(&Filter {
+                route: args.route.clone(),
+                vault: args.vault.clone(),
+                subject: args.subject.clone(),
+            });
+            let flushed = one::<u64>(&args.control.socket, Method::POST, &target).await;
+            answered(flushed, |count| {
+                print(args.control.output.output, &count, || {
+                    format!("{count} entries dropped")
+                });
+            })
+        }
     }
 }
 
-async fn one<T: DeserializeOwned>(socket: &Path, method: Method, target: &str) -> Result<T, control::Error> {
+pub(super) async fn one<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    target: &str,
+) -> Result<T, control::Error> {
     let mut answer = None;
     ask(socket, method, target, |value| {
         answer = Some(value);
@@ -125,6 +136,9 @@ fn flow_line(flow: &Flow) -> String {
         _ => flow.outcome.clone(),
     };
     // Writing to a String cannot fail.
+    if let Some(identity) = &flow.identity {
+        let _ = write!(what, " as {identity}");
+    }
     if let Some(reason) = &flow.reason {
         let _ = write!(what, " ({reason})");
     }
@@ -230,9 +244,20 @@ fn listed(rows: &[Cached]) -> String {
         (Some(age), Some(left)) => format!(", {age} s old, {left} s left"),
         _ => String::new(),
     };
-    rows.iter()
-        .map(|row| format!("{} {}{}\n", row.key, row.state, times(row)))
-        .collect()
+    let row = |row: &Cached| {
+        let unknown = |text: String| if text.is_empty() { "?".to_owned() } else { text };
+        format!(
+            "{} subject {} vault {} route {}: {}, {} hits{}\n",
+            row.key,
+            unknown(row.subject.clone()),
+            unknown(row.vault.clone()),
+            unknown(row.routes.join(",")),
+            row.state,
+            row.hits,
+            times(row)
+        )
+    };
+    rows.iter().map(row).collect()
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -22,6 +22,7 @@ use crate::config::{self, Config};
 use crate::enter::{self, EnterSpec};
 use crate::metrics::Metrics;
 use crate::redirect::{self, Redirect};
+use crate::snapshot::Current;
 use crate::trust;
 use crate::workload::Workloads;
 
@@ -100,7 +101,8 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     let intercept = config.intercept.clone();
     let metrics = Metrics::new();
     let handles = Arc::new(redirect.handles());
-    serve_metrics(&config, &metrics, &handles).await;
+    let published = Arc::new(OnceLock::<Current>::new());
+    serve_metrics(&config, &metrics, &handles, published.clone()).await;
     let wiring = Wiring {
         origins: handles.clone(),
         own: handles.clone(),
@@ -114,6 +116,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
         listen_v6: listen_v6(0),
     };
     let agent = Agent::start(config, wiring).await?;
+    published.get_or_init(|| agent.current().clone());
     redirect.apply(&kernel_policy(&intercept, agent.listeners(), None))?;
     redirect.heartbeat()?;
     redirect.attach(&cgroup.0)?;
@@ -172,7 +175,12 @@ fn authority(config: &Config) -> Result<Authority, ca::Error> {
 }
 
 /// Only when asked for: the default port is the daemon's.
-async fn serve_metrics(config: &Config, metrics: &Metrics, handles: &Arc<redirect::Handles>) {
+async fn serve_metrics(
+    config: &Config,
+    metrics: &Metrics,
+    handles: &Arc<redirect::Handles>,
+    published: Arc<OnceLock<Current>>,
+) {
     let Some(address) = config.metrics.filter(|_| config.metrics_asked) else {
         return;
     };
@@ -181,6 +189,7 @@ async fn serve_metrics(config: &Config, metrics: &Metrics, handles: &Arc<redirec
         metrics: metrics.clone(),
         ready: Arc::new(AtomicBool::new(true)),
         more: Arc::new(move || counters.counters()),
+        keys: Arc::new(move || published.get().map(|current| current.load().keysets.clone())),
     };
     if let Err(error) = admin.serve(address).await {
         tracing::warn!("{}", chain(&error));

@@ -10,8 +10,12 @@ use super::{chain, load, print};
 use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
 use crate::config::{Capture, Config, Intercept};
-use crate::policy::{Found, OnMissingToken, Route, Routes, Verdict, covers};
+use crate::policy::{Found, Route, Routes, Verdict, covers};
 use crate::workload::{Cgroup, Directory, Pod, PodFacts as _, Workload};
+
+mod route;
+
+use route::RouteFacts;
 
 #[derive(Serialize)]
 struct Explained {
@@ -27,18 +31,6 @@ struct Explained {
     narrowing: Option<String>,
     /// Addresses that the host has now, and whether connections to each are redirected.
     addresses: Vec<Address>,
-}
-
-#[derive(Serialize)]
-struct RouteFacts {
-    name: String,
-    matched: String,
-    vault: String,
-    token_endpoint: String,
-    connection: String,
-    login_hint: Option<String>,
-    on_missing_token: OnMissingToken,
-    workloads: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -123,27 +115,17 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
         })
         .collect();
     let narrowing = narrowing(&config.intercept.capture, host);
-    let endpoints: std::collections::BTreeMap<_, _> = config
-        .vaults
-        .iter()
-        .map(|(name, v)| (name.clone(), v.settings.token_endpoint.to_string()))
-        .collect();
+    let (vaults, signers) = (config.vaults, config.signers);
     let routes = Routes::new(config.routes);
     let found = routes.find(host, caller);
-    let facts = |route: &Route| RouteFacts {
-        name: route.name.to_string(),
-        matched: route
-            .hosts
-            .iter()
-            .find(|h| h.matches(host))
-            .map(ToString::to_string)
-            .unwrap_or_default(),
-        vault: route.vault.to_string(),
-        token_endpoint: endpoints.get(&route.vault).cloned().unwrap_or_default(),
-        connection: route.connection.to_string(),
-        login_hint: route.login_hint.as_deref().map(str::to_owned),
-        on_missing_token: route.on_missing_token,
-        workloads: route.workloads.iter().map(ToString::to_string).collect(),
+    let facts = |route: &Route| {
+        let signer = || {
+            signers
+                .get(&route.vault)
+                .map(|signer| (&*route.vault, signer).into())
+        };
+        let obtain = vaults.get(&route.vault).map(Into::into).or_else(signer)?;
+        Some(RouteFacts::new(route, host, obtain))
     };
     let (decision, why) = match (found, enrolled) {
         (_, Some(false)) => (
@@ -153,7 +135,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
         ),
         (Found::Route(route), _) => (
             "terminate",
-            format!("route {} names it ({})", route.name, facts(route).matched),
+            format!("route {} names it ({})", route.name, route::pattern(route, host)),
         ),
         (Found::Unsettled(route), None) if caller.pod.is_none() && caller.uid.is_none() => (
             "depends",
@@ -182,7 +164,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
         decision,
         why,
         route: match found {
-            Found::Route(route) | Found::Unsettled(route) => Some(facts(route)),
+            Found::Route(route) | Found::Unsettled(route) => facts(route),
             Found::Nothing => None,
         },
         selectors: selectors(&routes, host, caller),
@@ -257,17 +239,7 @@ fn narrowing(capture: &Capture, host: &HostName) -> Option<String> {
 fn text(explained: &Explained) -> String {
     let mut text = format!("{}: {} — {}\n", explained.host, explained.decision, explained.why);
     if let Some(route) = &explained.route {
-        let missing = match route.on_missing_token {
-            OnMissingToken::Reject => "refused with 401",
-            OnMissingToken::Passthrough => "passed through",
-        };
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "  vault {} at {}", route.vault, route.token_endpoint);
-        let _ = writeln!(text, "  connection {}", route.connection);
-        if let Some(hint) = &route.login_hint {
-            let _ = writeln!(text, "  login_hint {hint}");
-        }
-        let _ = writeln!(text, "  a request without a token is {missing}");
+        text.push_str(&route.text());
     }
     for Selected {
         route,
@@ -333,17 +305,26 @@ mod tests {
         let routed = ask("gmail.googleapis.com", Some("/kubepods.slice/pod1"));
         assert_eq!(routed.decision, "terminate");
         assert_eq!(
-            routed.route.as_ref().unwrap().token_endpoint,
-            "https://t.example/oauth/token"
+            routed.route.as_ref().unwrap().obtain.token_endpoint.as_deref(),
+            Some("https://t.example/oauth/token")
         );
         assert_eq!(
             routed.addresses.iter().map(|a| a.redirected).collect::<Vec<_>>(),
             [false, true]
         );
         assert!(text(&routed).contains("connection google-oauth2"));
+        for line in [
+            "  the caller's token: header authorization\n",
+            "  a provider's own token, or one not of https://t.example/, is refused with 401\n",
+            "  inject: the provider's token goes out in authorization, in the caller's scheme\n",
+            "    it is dropped when the provider answers 401\n",
+        ] {
+            assert!(text(&routed).contains(line), "{}", text(&routed));
+        }
         assert_eq!(ask("example.com", None).decision, "tunnel");
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
     }
+
     #[test]
     fn it_names_the_selector_that_settled_it() {
         let host = HostName::parse("api.github.com").unwrap();
@@ -389,6 +370,36 @@ mod tests {
             ..at(None)
         };
         assert_eq!(ask(&nameless).decision, "refuse", "its cgroup might be /batch");
+    }
+
+    #[test]
+    fn it_tells_how_tokens_come_and_go() {
+        let file = r#"
+vaults: { main: { kind: auth0_token_vault, domain: t.example, client_id: x, client_auth: { method: client_secret_post, secret: { env: S } } } }
+routes:
+  - name: slack
+    hosts: [slack.com]
+    vault: main
+    connection: slack
+    subject_from: [{ cookie: at }, { query: t }]
+    inject: { header: X-Key, scheme: none }
+    on_foreign_token: passthrough
+    purge: { statuses: [], json: { pointer: /ok, equals: false } }
+"#;
+        let config = Config::parse(file, std::path::Path::new("x"), &|_| Some("s".into())).unwrap();
+        let explained = explain(config, &HostName::parse("slack.com").unwrap(), &at(None), vec![]);
+        let text = text(&explained);
+        for line in [
+            "  the caller's token: header authorization, cookie at, query parameter t\n",
+            "  a provider's own token, or one not of https://t.example/, is passed through as it came\n",
+            "  inject: the provider's token goes out in x-key, by itself\n",
+            "    it is dropped when the provider answers false at /ok\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        let json = serde_json::to_value(&explained).unwrap();
+        assert_eq!(json["route"]["on_foreign_token"], "passthrough");
+        assert_eq!(json["route"]["purge_json"], serde_json::json!(["/ok", false]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::{HostPattern, OnMissingToken, Route};
+use crate::policy::{Credentials, HostPattern, OnMissingToken, Route, Wanted};
 
 /// Name, connection, hosts, and what happens without credentials.
 const TABLE: &[(&str, &str, &[&str], OnMissingToken)] = &[
@@ -82,9 +82,11 @@ pub fn routes(vault: &Arc<str>) -> Vec<Route> {
                 .map(|h| HostPattern::parse(h).expect("checked by a test"))
                 .collect(),
             vault: vault.clone(),
-            connection: (*connection).into(),
+            wanted: Arc::new(Wanted::connection(*connection)),
             login_hint: None,
+            verify: None,
             on_missing_token: *on_missing_token,
+            credentials: Credentials::default(),
             workloads: Vec::new(),
         })
         .collect()

@@ -7,6 +7,13 @@ use serde_saphyr::Spanned;
 use super::raw::{self, Raw, SecretSource};
 use super::*;
 
+mod inject;
+mod keyset;
+mod route;
+mod target;
+mod vault;
+mod verifier;
+
 pub struct Checker<'a> {
     pub file: &'a Path,
     pub env: Env<'a>,
@@ -52,11 +59,20 @@ impl Checker<'_> {
             })?),
             None => Some(default_metrics()),
         };
-        let mut vaults = BTreeMap::new();
-        for (name, vault) in raw.vaults {
+        let keysets = self.keysets(raw.keysets)?;
+        let issuers = inject::issuers(&raw.vaults);
+        let mut verifiers = BTreeMap::new();
+        for (name, verifier) in raw.verifiers {
             let name: Arc<str> = name.into();
-            vaults.insert(name.clone(), self.vault(name, vault.value)?);
+            verifiers.insert(name.clone(), self.verifier(&name, verifier)?);
         }
+        let (vaults, signers) = self.vaults(raw.vaults, &keysets, &verifiers)?;
+        let named = route::Named {
+            vaults: &vaults,
+            signers: &signers,
+            verifiers: &verifiers,
+            issuers: &issuers,
+        };
         let mut names = HashSet::new();
         let mut routes = Vec::new();
         for route in raw.routes {
@@ -69,20 +85,25 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &vaults)?);
+            routes.push(self.route(route.value, &named)?);
         }
+        let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         intercept.capture = self.capture(&raw.intercept, &routes)?;
         Ok(Config {
             intercept,
             port,
             drain,
             vaults,
+            verifiers,
+            signers,
+            keysets,
+            keysets_dir: raw.keysets_dir.unwrap_or_else(|| keys_beside(&ca_dir)),
             routes,
             extra_roots: raw.upstream.extra_roots,
             socket: raw.admin.socket.unwrap_or_else(default_socket),
             metrics,
             metrics_asked: raw.admin.metrics.is_some(),
-            ca_dir: raw.ca.dir.unwrap_or_else(default_ca_dir),
+            ca_dir,
         })
     }
 
@@ -150,80 +171,7 @@ impl Checker<'_> {
             .ok_or_else(|| self.value(key, at, at.value, "is not a port; allowed: 1 to 65535"))
     }
 
-    fn vault(&self, name: Arc<str>, raw: raw::Vault) -> Result<VaultConfig, Error> {
-        let key = |rest: &str| format!("vaults.{name}.{rest}");
-        if raw.kind.value != raw::Kind::Auth0TokenVault {
-            let value = match raw.kind.value {
-                raw::Kind::TokenExchange => "token_exchange",
-                raw::Kind::OnBehalfOf => "on_behalf_of",
-                raw::Kind::ClientCredentials => "client_credentials",
-                raw::Kind::JwtSigner | raw::Kind::Auth0TokenVault => "jwt_signer",
-            };
-            let problem = "is not available in this version; allowed: auth0_token_vault";
-            return Err(self.value(&key("kind"), &raw.kind, value, problem));
-        }
-        let token_endpoint = match (&raw.domain, &raw.token_endpoint) {
-            (Some(at), None) => endpoint_of(&at.value)
-                .map_err(|problem| self.value(&key("domain"), at, &at.value, problem))?,
-            (None, Some(at)) => Url::parse(&at.value)
-                .ok()
-                .filter(|url| url.scheme() == "https" && url.host_str().is_some())
-                .ok_or_else(|| {
-                    let problem = "is not a token endpoint; allowed: an https:// address";
-                    self.value(&key("token_endpoint"), at, &at.value, problem)
-                })?,
-            (Some(at), Some(_)) => {
-                let problem = "stands beside token_endpoint; allowed: one of the two";
-                return Err(self.value(&key("domain"), at, &at.value, problem));
-            }
-            (None, None) => {
-                let problem = "has neither domain nor token_endpoint; allowed: one of the two";
-                return Err(self.value(&format!("vaults.{name}"), &raw.kind, &*name, problem));
-            }
-        };
-        let at = &raw.client_id;
-        if at.value.is_empty() {
-            return Err(self.value(
-                &key("client_id"),
-                at,
-                "",
-                "is empty; allowed: the client's id at the vault",
-            ));
-        }
-        let timeout = match &raw.timeout_seconds {
-            Some(at) if (1..=60).contains(&at.value) => Duration::from_secs(at.value),
-            Some(at) => {
-                let problem = "is out of range; allowed: 1 to 60 seconds";
-                return Err(self.value(&key("timeout_seconds"), at, at.value, problem));
-            }
-            None => limits::TOKEN_TIME,
-        };
-        let settings = VaultSettings {
-            name: name.clone(),
-            token_endpoint,
-            client_id: raw.client_id.value.clone(),
-            client_secret: self.secret(&key("client_auth.secret"), &raw.client_auth.secret)?,
-            client_auth: match raw.client_auth.method {
-                raw::Method::ClientSecretPost => ClientAuth::SecretPost,
-                raw::Method::ClientSecretBasic => ClientAuth::SecretBasic,
-            },
-            encoding: match raw.encoding {
-                raw::Encoding::Form => Encoding::Form,
-                raw::Encoding::Json => Encoding::Json,
-            },
-            extra_roots: Vec::new(),
-            timeout,
-            requested_token_type: raw.requested_token_type,
-            ttl_default: limits::TOKEN_TTL_DEFAULT,
-            ttl_max: limits::TOKEN_TTL_MAX,
-        };
-        Ok(VaultConfig {
-            settings,
-            extra_roots: raw.extra_roots,
-        })
-    }
-
-    fn secret(&self, key: &str, at: &Spanned<SecretSource>) -> Result<Secret, Error> {
+    pub(super) fn secret(&self, key: &str, at: &Spanned<SecretSource>) -> Result<Secret, Error> {
         let (source, text) = match &at.value {
             SecretSource::Env(variable) => (variable.clone(), (self.env)(variable)),
             SecretSource::File(path) => (path.display().to_string(), std::fs::read_to_string(path).ok()),
@@ -235,52 +183,6 @@ impl Checker<'_> {
         text.map(Secret::new).ok_or_else(|| {
             let problem = "gives no secret; allowed: { env: NAME } of a variable that is set, or { file: PATH } of a readable file that is not empty";
             self.value(key, at, source, problem)
-        })
-    }
-
-    fn route(&self, raw: raw::Route, vaults: &BTreeMap<Arc<str>, VaultConfig>) -> Result<Route, Error> {
-        let name = &raw.name.value;
-        let key = |rest: &str| format!("routes.{name}.{rest}");
-        if name.is_empty() {
-            return Err(self.value("routes[].name", &raw.name, "", "is empty; allowed: a name"));
-        }
-        let Some((vault, _)) = vaults.get_key_value(raw.vault.value.as_str()) else {
-            let known: Vec<&str> = vaults.keys().map(|k| &**k).collect();
-            let problem = format!("is no vault of this file; allowed: {}", known.join(", "));
-            return Err(self.value(&key("vault"), &raw.vault, &raw.vault.value, problem));
-        };
-        if raw.connection.value.is_empty() {
-            let problem = "is empty; allowed: the name of an Auth0 connection, such as google-oauth2";
-            return Err(self.value(&key("connection"), &raw.connection, "", problem));
-        }
-        if raw.hosts.is_empty() {
-            return Err(self.value(
-                &key("hosts"),
-                &raw.name,
-                "[]",
-                "is empty; allowed: at least one host",
-            ));
-        }
-        let hosts = raw
-            .hosts
-            .iter()
-            .map(|at| {
-                HostPattern::parse(&at.value)
-                    .map_err(|problem| self.value(&key("hosts"), at, &at.value, problem.to_string()))
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let selectors = raw.workloads.into_iter();
-        let workloads = selectors
-            .map(|at| self.selector(&key("workloads"), at))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Route {
-            name: name.as_str().into(),
-            hosts,
-            vault: vault.clone(),
-            connection: raw.connection.value.as_str().into(),
-            login_hint: raw.login_hint.map(Into::into),
-            on_missing_token: raw.on_missing_token,
-            workloads,
         })
     }
 

@@ -9,6 +9,15 @@ use serde_saphyr::Spanned;
 use super::workloads;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
+use crate::policy::credentials::OnForeignToken;
+
+pub mod inject;
+pub mod keyset;
+pub mod vault;
+mod verifier;
+
+use vault::Vault;
+pub use verifier::*;
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
@@ -16,6 +25,10 @@ pub struct Raw {
     pub intercept: Intercept,
     pub listen: Listen,
     pub vaults: BTreeMap<String, Spanned<Vault>>,
+    pub verifiers: BTreeMap<String, Spanned<Verifier>>,
+    pub keysets: BTreeMap<String, Spanned<keyset::KeySet>>,
+    /// Where generated keys are kept.
+    pub keysets_dir: Option<PathBuf>,
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
@@ -68,46 +81,6 @@ pub struct Listen {
     pub drain_seconds: Option<Spanned<u64>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Vault {
-    pub kind: Spanned<Kind>,
-    pub domain: Option<Spanned<String>>,
-    pub token_endpoint: Option<Spanned<String>>,
-    pub client_id: Spanned<String>,
-    pub client_auth: ClientAuth,
-    #[serde(default)]
-    pub encoding: Encoding,
-    pub timeout_seconds: Option<Spanned<u64>>,
-    pub requested_token_type: Option<String>,
-    #[serde(default)]
-    pub extra_roots: Vec<PathBuf>,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    Auth0TokenVault,
-    TokenExchange,
-    OnBehalfOf,
-    ClientCredentials,
-    JwtSigner,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ClientAuth {
-    pub method: Method,
-    pub secret: Spanned<SecretSource>,
-}
-
-#[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-pub enum Method {
-    ClientSecretPost,
-    ClientSecretBasic,
-}
-
 /// Where a secret comes from; never the secret itself.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
@@ -116,24 +89,28 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
-#[derive(Deserialize, Clone, Copy, Default)]
-#[serde(rename_all = "snake_case")]
-pub enum Encoding {
-    #[default]
-    Form,
-    Json,
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     pub name: Spanned<String>,
     pub hosts: Vec<Spanned<String>>,
     pub vault: Spanned<String>,
-    pub connection: Spanned<String>,
-    pub login_hint: Option<String>,
+    pub connection: Option<Spanned<String>>,
+    pub audience: Option<Spanned<vault::OneOrMore>>,
+    pub resource: Option<Spanned<vault::OneOrMore>>,
+    pub scope: Option<Spanned<String>>,
+    pub login_hint: Option<Spanned<vault::Hint>>,
+    pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
+    #[serde(default)]
+    pub on_foreign_token: OnForeignToken,
+    #[serde(default)]
+    pub inject: inject::Inject,
+    #[serde(default)]
+    pub subject_from: Vec<Spanned<inject::Place>>,
+    #[serde(default)]
+    pub purge: inject::Purge,
     #[serde(default)]
     pub workloads: Vec<Spanned<workloads::Raw>>,
 }

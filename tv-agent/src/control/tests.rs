@@ -45,6 +45,7 @@ fn control(flows: &Flows) -> Control {
         status: Arc::new(status),
         flows: flows.clone(),
         tokens: Tokens::new(Metrics::new()),
+        keys: Arc::new(KeySets::default),
     }
 }
 
@@ -128,5 +129,104 @@ async fn a_socket_of_a_dead_agent_is_replaced_and_that_of_a_live_one_is_not() {
     let task = control(&flows).serve(&place.0).await.unwrap();
     let second = control(&flows).serve(&place.0).await;
     assert!(matches!(second, Err(Error::Taken { .. })));
+    task.abort();
+}
+
+#[tokio::test]
+async fn keys_are_listed_and_rotated() {
+    use crate::sign::keyset::{Generate, Settings, Source};
+    use crate::sign::{Algorithm, KeySet};
+    let place = Place::new("keys");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("given.jwks");
+    let jwk = r#"{"kty":"OKP","crv":"Ed25519","d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    fs::write(&file, jwk).unwrap();
+    let how = Generate {
+        algorithm: Algorithm::ES256,
+        bits: 2048,
+    };
+    let sources = [
+        ("made", Source::Generate { how, rotate: None }),
+        ("given", Source::File { path: file }),
+    ];
+    let sets = sources.map(|(name, source)| {
+        let settings = Settings {
+            name: name.into(),
+            source,
+        };
+        KeySet::open(settings, dir.path(), 1, None).unwrap()
+    });
+    let sets = KeySets::new(sets);
+    let first = sets.get("made").unwrap().list()[0].kid.clone();
+    let flows = Flows::new();
+    let control = Control {
+        keys: Arc::new(move || sets.clone()),
+        ..control(&flows)
+    };
+    let task = control.serve(&place.0).await.unwrap();
+    let rotate = async |name: &str| {
+        let mut all = Vec::new();
+        let target = format!("/keys/rotate/{name}");
+        let asked = ask::<Rotated>(&place.0, Method::POST, &target, |rotated| {
+            all.push(rotated);
+            true
+        });
+        asked.await.map(|()| all.pop().unwrap())
+    };
+    let Rotated::Keys(keys) = rotate("made").await.unwrap() else {
+        panic!("rotated")
+    };
+    assert_eq!((keys.len(), &keys[1].kid), (2, &first));
+    let Rotated::Failed(problem) = rotate("given").await.unwrap() else {
+        panic!("a file's keys are not ours to make")
+    };
+    assert!(problem.contains("put new ones there"), "{problem}");
+    for name in ["none", "", "made/x", "../made"] {
+        let unknown = rotate(name).await;
+        assert!(
+            matches!(unknown, Err(Error::Refused { status, .. }) if status == 404),
+            "{name}"
+        );
+    }
+    let mut rows = Vec::new();
+    ask::<Shown>(&place.0, Method::GET, "/keys", |row| {
+        rows.push(row);
+        true
+    })
+    .await
+    .unwrap();
+    let shown = rows.iter().map(|row| (row.set.as_str(), row.state.as_str()));
+    let shown: Vec<_> = shown.collect();
+    assert_eq!(
+        shown,
+        [("given", "current"), ("made", "current"), ("made", "previous")]
+    );
+    assert!(!format!("{rows:?}").contains("nWGxne"));
+    task.abort();
+}
+
+#[tokio::test]
+async fn a_flush_with_a_typing_error_drops_nothing() {
+    let place = Place::new("flush");
+    let task = control(&Flows::new()).serve(&place.0).await.unwrap();
+    for query in ["?rout=a", "?route=a&route=b", "?x", "?all=1"] {
+        let target = format!("/cache/flush{query}");
+        let refused = ask::<u64>(&place.0, Method::POST, &target, |_| true).await;
+        assert!(
+            matches!(refused, Err(Error::Refused { status, .. }) if status == 400),
+            "{query}"
+        );
+    }
+    let filter = Filter {
+        route: Some("a&b=c d/ü".into()),
+        vault: None,
+        subject: Some("00ff00ff".into()),
+    };
+    let target = flush_target(&filter);
+    assert_eq!(super::filter(target.split_once('?').unwrap().1), Some(filter));
+    assert_eq!(flush_target(&Filter::default()), "/cache/flush");
+    ask::<u64>(&place.0, Method::POST, &target, |count| count != 0)
+        .await
+        .unwrap();
     task.abort();
 }

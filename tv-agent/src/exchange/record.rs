@@ -21,6 +21,9 @@ impl Session {
     ) {
         let status = outcome.response.status().as_u16();
         self.exchange.metrics.request(route, outcome.result, status, took);
+        if let Some(identity) = &outcome.identity {
+            self.exchange.metrics.identity(identity);
+        }
         // A macro, since the level is part of an event's call site.
         macro_rules! record {
             ($level:expr $(, $name:ident = $value:expr)*) => {
@@ -43,6 +46,7 @@ impl Session {
                     route = &**route,
                     %method,
                     path,
+                    identity = outcome.identity.as_deref(),
                     result = outcome.result,
                     token = outcome.token.unwrap_or("none"),
                     status,
@@ -55,6 +59,7 @@ impl Session {
         self.exchange.flows.note(Flow {
             kind: "request".to_owned(),
             route: Some(route.to_string()),
+            identity: outcome.identity.clone(),
             outcome: outcome.result.to_owned(),
             reason: outcome
                 .refused

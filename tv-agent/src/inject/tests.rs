@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod properties;
+
 const SUBJECT: &str = "eyJhbGciOi.subject.signature";
 
 fn host(name: &str) -> HostName {
@@ -13,7 +15,13 @@ fn read(name: &str, values: &[&str]) -> Result<Option<(Scheme, String)>, Error> 
     for value in values {
         headers.append(AUTHORIZATION, HeaderValue::from_str(value).unwrap());
     }
-    presented(&headers, &host(name)).map(|p| p.map(|p| (p.scheme, p.subject.expose().to_owned())))
+    presented(
+        &headers,
+        &"/".parse().unwrap(),
+        &host(name),
+        &Credentials::default(),
+    )
+    .map(|p| p.map(|p| (p.scheme, p.subject.expose().to_owned())))
 }
 
 fn basic(text: &str) -> String {
@@ -73,14 +81,24 @@ fn every_copy_of_the_subject_token_goes() {
         .body(())
         .unwrap();
     let (mut head, ()) = request.into_parts();
-    let given = presented(&head.headers, &host("a.example")).unwrap().unwrap();
-    replace(&mut head, &given, &Secret::new("gho_provider".into())).unwrap();
+    let route = Credentials::default();
+    let given = presented(&head.headers, &head.uri, &host("a.example"), &route)
+        .unwrap()
+        .unwrap();
+    replace(
+        &mut head,
+        Some(&given),
+        &Secret::new("gho_provider".into()),
+        &route,
+    )
+    .unwrap();
     let left: Vec<_> = head
         .headers
         .iter()
         .map(|(n, v)| format!("{n}: {}", v.to_str().unwrap()))
         .collect();
-    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(left.len(), 3, "{left:?}");
+    assert!(left.contains(&"cookie: session=1".to_owned()), "{left:?}");
     assert!(
         left.contains(&"accept: */*".to_owned())
             && left.contains(&"authorization: Bearer gho_provider".to_owned())
@@ -92,7 +110,12 @@ fn every_copy_of_the_subject_token_goes() {
         .parse()
         .unwrap();
     assert_eq!(
-        replace(&mut head, &given, &Secret::new("gho_provider".into())),
+        replace(
+            &mut head,
+            Some(&given),
+            &Secret::new("gho_provider".into()),
+            &route
+        ),
         Err(Error::InAddress)
     );
 }
@@ -100,12 +123,18 @@ fn every_copy_of_the_subject_token_goes() {
 #[test]
 fn the_scheme_goes_out_as_it_came_in() {
     let token = Secret::new("gho_provider".into());
-    let text = |s| credentials(s, &token).unwrap().to_str().unwrap().to_owned();
+    let text = |s| {
+        credentials(&Inject::default(), s, &token)
+            .unwrap()
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
     assert_eq!(text(Scheme::Bearer), "Bearer gho_provider");
     assert_eq!(text(Scheme::Token), "token gho_provider");
     assert_eq!(text(Scheme::Basic), basic("x-access-token:gho_provider"));
     assert_eq!(
-        credentials(Scheme::Bearer, &Secret::new("a\nb".into())),
+        credentials(&Inject::default(), Scheme::Bearer, &Secret::new("a\nb".into())),
         Err(Error::Unsendable)
     );
 }
@@ -124,7 +153,7 @@ fn a_path_that_repeats_the_credentials_is_not_for_the_log() {
     let shown = |path: &str, authorization: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(AUTHORIZATION, authorization.parse().unwrap());
-        loggable_path(&path.parse().unwrap(), &headers)
+        loggable_path(&path.parse().unwrap(), &headers, None)
     };
     let basic = format!("Basic {}", BASE64.encode("x-access-token:a-long-token-1"));
     for authorization in [
@@ -147,4 +176,229 @@ fn a_path_that_repeats_the_credentials_is_not_for_the_log() {
         assert_eq!(shown("/repos/1?t=a-long-token-1", authorization), "/repos/1");
     }
     assert_eq!(shown("/Bearer", "Bearer"), "/Bearer", "too short to be a secret");
+}
+
+#[test]
+fn the_route_says_where_and_how_the_token_goes_out() {
+    let cases = [
+        (InjectScheme::Bearer, "Bearer gho_provider".to_owned()),
+        (InjectScheme::Token, "token gho_provider".to_owned()),
+        (InjectScheme::Basic, basic("oauth2:gho_provider")),
+        (InjectScheme::None, "gho_provider".to_owned()),
+        (InjectScheme::AsPresented, "token gho_provider".to_owned()),
+    ];
+    for (scheme, expected) in cases {
+        let route = Credentials {
+            inject: Inject {
+                header: "x-api-key".parse().unwrap(),
+                scheme,
+                user: "oauth2".into(),
+            },
+            ..Credentials::default()
+        };
+        let request = http::Request::get("/")
+            .header("authorization", format!("token {SUBJECT}"))
+            .header("x-api-key", "the caller's own")
+            .body(())
+            .unwrap();
+        let (mut head, ()) = request.into_parts();
+        let given = presented(&head.headers, &head.uri, &host("api.github.com"), &route)
+            .unwrap()
+            .unwrap();
+        replace(
+            &mut head,
+            Some(&given),
+            &Secret::new("gho_provider".into()),
+            &route,
+        )
+        .unwrap();
+        assert_eq!(head.headers.len(), 1, "{:?}", head.headers);
+        assert_eq!(head.headers["x-api-key"], expected);
+        assert!(head.headers["x-api-key"].is_sensitive());
+    }
+}
+
+#[test]
+fn the_token_is_taken_from_the_first_place_that_holds_one_and_from_all_of_them() {
+    let route = Credentials {
+        places: vec![
+            Place::Header("x-token".parse().unwrap()),
+            Place::Query("access_token".into()),
+            Place::Cookie("at".into()),
+        ],
+        ..Credentials::default()
+    };
+    let request = http::Request::get(format!("/p?a=1&access_token={SUBJECT}&b=%20"))
+        .header("cookie", "theme=dark; at=another-token-of-mine")
+        .header("x-token", SUBJECT)
+        .body(())
+        .unwrap();
+    let (mut head, ()) = request.into_parts();
+    let given = presented(&head.headers, &head.uri, &host("a.example"), &route)
+        .unwrap()
+        .unwrap();
+    assert_eq!((given.scheme, given.subject.expose()), (Scheme::Bearer, SUBJECT));
+    replace(
+        &mut head,
+        Some(&given),
+        &Secret::new("gho_provider".into()),
+        &route,
+    )
+    .unwrap();
+    assert_eq!(head.uri, "/p?a=1&b=%20");
+    assert_eq!(head.headers["cookie"], "theme=dark");
+    assert_eq!(head.headers["authorization"], "Bearer gho_provider");
+    assert_eq!(head.headers.len(), 2);
+
+    // `Authorization` comes first, and what is wrong there is not made good by another place.
+    let headers = |value: &'static str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-token", HeaderValue::from_static(SUBJECT));
+        headers.insert(AUTHORIZATION, HeaderValue::from_static(value));
+        presented(&headers, &"/".parse().unwrap(), &host("a.example"), &route)
+            .map(|given| given.unwrap().subject.expose().to_owned())
+    };
+    assert_eq!(headers("Bearer first"), Ok("first".to_owned()));
+    assert_eq!(headers("Digest x"), Err(Error::Scheme));
+
+    // A place is as good as Authorization for keeping a path out of the log.
+    let mut only = HeaderMap::new();
+    only.insert("x-token", HeaderValue::from_static(SUBJECT));
+    let uri = format!("/x/{SUBJECT}").parse().unwrap();
+    assert!(loggable_path(&uri, &only, Some(&route)).starts_with("(withheld"));
+    assert_eq!(loggable_path(&uri, &only, None), uri.path());
+}
+
+#[test]
+fn schemes_of_the_provider_are_read_where_the_route_names_them() {
+    let read = |route: &Credentials, value: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, value.parse().unwrap());
+        presented(&headers, &"/".parse().unwrap(), &host("api.stripe.com"), route)
+            .map(|given| given.unwrap().subject.expose().to_owned())
+    };
+    let stripe = basic("sk_live_0123456789:");
+    let mut route = Credentials::default();
+    assert_eq!(read(&route, &stripe), Err(Error::Scheme));
+    route.inject.scheme = InjectScheme::Basic;
+    assert_eq!(read(&route, &stripe), Ok("sk_live_0123456789".to_owned()));
+    assert_eq!(read(&route, "token abc"), Err(Error::Scheme));
+    route = Credentials {
+        on_foreign: OnForeignToken::Passthrough,
+        ..Credentials::default()
+    };
+    assert_eq!(read(&route, &stripe), Ok("sk_live_0123456789".to_owned()));
+}
+
+#[test]
+fn a_purge_rule_on_the_body_asks_for_one_that_can_be_read() {
+    let mut route = Credentials::default();
+    let send = |route: &Credentials| {
+        let request = http::Request::get("/")
+            .header("authorization", format!("Bearer {SUBJECT}"))
+            .header("accept-encoding", "gzip, br")
+            .body(())
+            .unwrap();
+        let (mut head, ()) = request.into_parts();
+        let given = presented(&head.headers, &head.uri, &host("slack.com"), route)
+            .unwrap()
+            .unwrap();
+        replace(
+            &mut head,
+            Some(&given),
+            &Secret::new("xoxp-provider".into()),
+            route,
+        )
+        .unwrap();
+        head.headers["accept-encoding"].clone()
+    };
+    assert_eq!(send(&route), "gzip, br");
+    route.purge.json = Some(crate::policy::credentials::JsonRule {
+        pointer: "/ok".into(),
+        equals: false.into(),
+    });
+    assert_eq!(send(&route), "identity");
+}
+
+#[test]
+fn what_passes_as_it_came_is_sensitive_all_the_same() {
+    let route = Credentials {
+        places: vec![Place::Header("x-token".parse().unwrap())],
+        ..Credentials::default()
+    };
+    let mut headers = HeaderMap::new();
+    for name in ["authorization", "x-token", "accept"] {
+        headers.insert(name, HeaderValue::from_static("v"));
+    }
+    mark_sensitive(&mut headers, &route);
+    let sensitive: Vec<bool> = ["authorization", "x-token", "accept"]
+        .map(|name| headers[name].is_sensitive())
+        .into();
+    assert_eq!(sensitive, [true, true, false]);
+}
+
+#[test]
+fn a_foreign_token_is_refused_with_the_way_to_allow_it() {
+    let jwt = "e30.eyJpc3MiOiJodHRwczovL2FjY291bnRzLmdvb2dsZS5jb20ifQ.sig"; // iss: https://accounts.google.com
+    let route = |on_foreign| crate::policy::Route {
+        name: "github".into(),
+        hosts: vec![],
+        vault: "main".into(),
+        wanted: std::sync::Arc::new(crate::policy::Wanted::connection("github")),
+        login_hint: None,
+        verify: None,
+        on_missing_token: crate::policy::OnMissingToken::Reject,
+        credentials: Credentials {
+            on_foreign,
+            issuers: vec![crate::policy::credentials::Issuer::At("t.auth0.com".into())],
+            ..Credentials::default()
+        },
+        workloads: vec![],
+    };
+    let verdict = |token: &str, on_foreign| {
+        let presented = Presented {
+            scheme: Scheme::Bearer,
+            subject: Arc::new(Secret::new(token.to_owned())),
+        };
+        passes(&presented, &route(on_foreign))
+    };
+    for (token, what) in [
+        ("ghp_0123456789", "GitHub's own"),
+        (jwt, "https://accounts.google.com"),
+    ] {
+        let refused = verdict(token, OnForeignToken::Reject).unwrap_err();
+        assert_eq!(refused.class, Class::InvalidToken);
+        for part in [
+            what,
+            "on_foreign_token",
+            "passthrough",
+            "exchange",
+            "route github",
+        ] {
+            assert!(refused.description.contains(part), "{}", refused.description);
+        }
+        assert!(!refused.description.contains(token));
+        assert!(verdict(token, OnForeignToken::Passthrough).unwrap());
+        assert!(!verdict(token, OnForeignToken::Exchange).unwrap());
+    }
+    for on_foreign in [OnForeignToken::Reject, OnForeignToken::Passthrough] {
+        assert!(!verdict("an-opaque-token", on_foreign).unwrap());
+    }
+}
+
+#[test]
+fn a_further_token_takes_the_place_of_what_the_caller_wrote() {
+    let name = HeaderName::from_static("x-channel");
+    let mut headers = HeaderMap::new();
+    headers.append(&name, HeaderValue::from_static("forged"));
+    headers.append(&name, HeaderValue::from_static("twice"));
+    assert_eq!(
+        set_token(&mut headers, &name, &Secret::new("a\nb".into())),
+        Err(Error::Unsendable)
+    );
+    assert!(headers.is_empty(), "neither ours nor theirs");
+    set_token(&mut headers, &name, &Secret::new("channel-token".into())).unwrap();
+    assert_eq!(headers.get_all(&name).iter().count(), 1);
+    assert_eq!(headers[&name], "channel-token");
+    assert!(headers[&name].is_sensitive());
 }

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::Error;
-use super::exchange::{GRANT_TYPE, SUBJECT_TOKEN_TYPE};
+use super::labels::{Filter, Labels};
+use super::request::{self, Missing, Value};
 use super::response::Granted;
 use super::{Grant, VaultSettings};
 use crate::limits;
@@ -19,29 +20,44 @@ use crate::secret::Secret;
 
 /// Everything that decides which token a vault gives, hashed: equal keys, equal answers.
 ///
-/// The client secret is left out: a rotated one gets the same tokens, and refusals live for seconds.
+/// Made of the very parameters that would be sent. Our own client's secret is left out: a rotated one gets the
+/// same tokens, and refusals live for seconds. A caller's is in: a wrong one must not find a right one's token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Key([u8; 32]);
 
 impl Key {
-    pub fn of(grant: &Grant<'_>) -> Self {
+    /// # Errors
+    /// When the grant lacks what its vault needs.
+    pub fn of(grant: &Grant<'_>, own: bool) -> Result<Self, Missing> {
         let settings = grant.vault.settings();
+        let list = request::parameters(&settings.kind, &grant.ask(own))?;
         let mut hash = Sha256::new();
-        let mut field = |text: &str| {
+        let field = |hash: &mut Sha256, text: &str| {
             hash.update((text.len() as u64).to_be_bytes());
             hash.update(text);
         };
-        field(settings.token_endpoint.as_str());
-        field(&settings.client_id);
-        field(GRANT_TYPE);
-        field(SUBJECT_TOKEN_TYPE);
-        field(settings.requested_token_type());
-        field(grant.connection);
-        // An empty hint is not the same as none.
-        field(if grant.login_hint.is_some() { "hint" } else { "" });
-        field(grant.login_hint.unwrap_or_default());
-        grant.subject.digest_into(&mut hash);
-        Self(hash.finalize().into())
+        field(&mut hash, settings.token_endpoint.as_str());
+        field(&mut hash, &settings.client_id);
+        if let Some(client) = grant.client {
+            field(&mut hash, "client");
+            field(&mut hash, &client.id);
+            client.secret.digest_into(&mut hash);
+        }
+        for (name, value) in list {
+            field(&mut hash, name);
+            match value {
+                Value::Text(text) => field(&mut hash, text),
+                Value::Secret(secret) => secret.digest_into(&mut hash),
+                // The signature differs each time; what is signed decides.
+                Value::Signed(worker, user) => {
+                    field(&mut hash, user);
+                    field(&mut hash, &worker.audit_context);
+                    field(&mut hash, if worker.organization.is_some() { "org" } else { "" });
+                    field(&mut hash, worker.organization.as_deref().unwrap_or_default());
+                }
+            }
+        }
+        Ok(Self(hash.finalize().into()))
     }
 }
 
@@ -152,6 +168,12 @@ pub(super) fn unix_now() -> Duration {
 pub struct Cached {
     /// The first eight digits of the entry's key, which is a hash over everything that decides the token.
     pub key: String,
+    /// The beginning of the SHA-256 of the caller's token.
+    pub subject: String,
+    pub vault: String,
+    pub routes: Vec<String>,
+    /// Requests that were answered out of it.
+    pub hits: u64,
     /// `token`, or the label of the failure that is remembered.
     pub state: String,
     pub age_s: Option<u64>,
@@ -198,6 +220,7 @@ pub(super) struct Store {
     /// The digest of the token that a provider refused last, per key, for [`REJECTION`].
     rejected: moka::sync::Cache<Key, [u8; 32]>,
     pauses: DashMap<VaultId, Instant>,
+    pub labels: Labels,
 }
 
 /// What a provider's refusal of a token means.
@@ -229,6 +252,7 @@ impl Store {
                 .time_to_live(REJECTION)
                 .build(),
             pauses: DashMap::new(),
+            labels: Labels::new(capacity),
         }
     }
 
@@ -275,27 +299,53 @@ impl Store {
         let seconds = |duration: Duration| duration.as_secs();
         let row = |(key, entry): (Arc<Key>, Entry)| {
             let name = key.0[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-            match entry {
-                Entry::Good(good) => Cached {
-                    key: name,
-                    state: "token".to_owned(),
-                    age_s: Some(seconds(good.fetched.elapsed())),
-                    left_s: Some(seconds(good.ttl.saturating_sub(good.fetched.elapsed()))),
-                },
-                Entry::Bad(error, _) => Cached {
-                    key: name,
-                    state: error.class().label().to_owned(),
-                    age_s: None,
-                    left_s: None,
-                },
+            let label = self.labels.get(&key);
+            let (state, times) = match &entry {
+                Entry::Good(good) => {
+                    let age = good.fetched.elapsed();
+                    ("token", Some((age, good.ttl.saturating_sub(age))))
+                }
+                Entry::Bad(error, _) => (error.class().label(), None),
+            };
+            Cached {
+                key: name,
+                subject: label
+                    .as_ref()
+                    .map(|label| label.subject.clone())
+                    .unwrap_or_default(),
+                vault: label
+                    .as_ref()
+                    .map(|label| label.vault.to_string())
+                    .unwrap_or_default(),
+                routes: label.as_ref().map(|label| label.routes()).unwrap_or_default(),
+                hits: label.map_or(0, |label| label.hits()),
+                state: state.to_owned(),
+                age_s: times.map(|(age, _)| seconds(age)),
+                left_s: times.map(|(_, left)| seconds(left)),
             }
         };
         self.entries.iter().map(row).collect()
     }
 
-    pub fn flush(&self) {
-        self.entries.invalidate_all();
+    /// Drops what is meant; returns how many entries that were.
+    pub fn flush(&self, filter: &Filter) -> u64 {
+        let before = self.len();
+        if filter.is_all() {
+            self.entries.invalidate_all();
+            self.entries.run_pending_tasks();
+            return before;
+        }
+        // An entry without a label is dropped too: what is meant must not stay.
+        let meant = |key: &Key| self.labels.get(key).is_none_or(|label| label.is(filter));
+        let keys: Vec<Arc<Key>> = self
+            .entries
+            .iter()
+            .map(|(key, _)| key)
+            .filter(|key| meant(key))
+            .collect();
+        keys.iter().for_each(|key| self.entries.invalidate(&**key));
         self.entries.run_pending_tasks();
+        keys.len() as u64
     }
 
     pub fn len(&self) -> u64 {

@@ -4,7 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::class::{Class, Refusal};
+use super::Vault;
+use super::request::Missing;
+use crate::class::{Class, Interaction, Refusal};
+use crate::oidc;
+use crate::policy::Wanted;
+
+mod build;
+
+pub use build::BuildError;
 
 /// No token for a grant. Cheap to clone: every waiter of one exchange gets the same error.
 ///
@@ -17,23 +25,19 @@ struct Failure {
     kind: ErrorKind,
     vault: Arc<str>,
     vault_host: Arc<str>,
-    connection: Arc<str>,
+    /// The connection, audience or scope that was asked for.
+    target: Box<str>,
     retry_at: Option<Instant>,
 }
 
 impl Error {
-    pub(super) fn new(
-        kind: ErrorKind,
-        vault: &Arc<str>,
-        vault_host: &Arc<str>,
-        connection: &Arc<str>,
-    ) -> Self {
+    pub(super) fn new(kind: ErrorKind, vault: &Vault, wanted: &Wanted) -> Self {
         let retry_at = kind.retry_after().map(|wait| Instant::now() + wait);
         Self(Arc::new(Failure {
             kind,
-            vault: vault.clone(),
-            vault_host: vault_host.clone(),
-            connection: connection.clone(),
+            vault: vault.settings.name.clone(),
+            vault_host: vault.host.clone(),
+            target: wanted.target().into(),
             retry_at,
         }))
     }
@@ -51,13 +55,13 @@ impl Error {
         let Failure {
             vault,
             vault_host,
-            connection,
+            target,
             ..
         } = &*self.0;
         let how_to_connect = || {
             format!(
                 "Connected Accounts: POST https://{vault_host}/me/v1/connected-accounts/connect with \
-                 \"connection\": {connection:?}"
+                 \"connection\": {target:?}"
             )
         };
         let description = match &self.0.kind {
@@ -67,30 +71,65 @@ impl Error {
                  token."
             ),
             ErrorKind::ConnectionRequired(_) => format!(
-                "The user of this access token has not connected an account for {connection:?}. Let the user \
+                "The user of this access token has not connected an account for {target:?}. Let the user \
                  connect it in your application ({}; a login through the connection is not enough), then \
                  repeat the request.",
                 how_to_connect()
             ),
             ErrorKind::ReconnectRequired(_) => format!(
-                "The provider no longer accepts the consent that is stored for {connection:?}. Let the user \
+                "The provider no longer accepts the consent that is stored for {target:?}. Let the user \
                  connect the account again in your application ({}), then repeat the request.",
                 how_to_connect()
             ),
-            ErrorKind::Credentials(_) => format!(
+            ErrorKind::CallerRefused(_) => format!(
+                "The token endpoint {vault:?} refused the client credentials of this request. Check client id \
+                 and secret."
+            ),
+            ErrorKind::Denied(_) => format!(
+                "The token endpoint {vault:?} gives no token for {target:?} to the bearer of this request's \
+                 credentials: they lack the permission. Another sign-in does not help; ask for access."
+            ),
+            ErrorKind::Interaction { interaction, .. } if interaction.connect_url.is_some() => format!(
+                "The user has to connect an account for {target:?} first. Open connect_url in a browser, then \
+                 repeat the request."
+            ),
+            ErrorKind::Interaction { .. } => format!(
+                "The token endpoint {vault:?} wants the user to sign in again, with the claims of this \
+                 challenge where it names any. Repeat the request with the token of that sign-in."
+            ),
+            ErrorKind::Missing(missing) => match missing {
+                Missing::Subject => "Authorization header required".to_owned(),
+                Missing::Actor => format!("The vault {vault:?} needs an actor token besides the caller's."),
+                Missing::User => format!(
+                    "The vault {vault:?} asks in a user's name, and this request names none; see login_hint and \
+                     privileged_worker.user of the configuration."
+                ),
+                Missing::Connection => format!("The route to vault {vault:?} names no connection."),
+            },
+            ErrorKind::Credentials(_) | ErrorKind::Sign(_) | ErrorKind::NoEndpoint => format!(
                 "The token vault {vault:?} refused the agent's own credentials or grant. This cannot be \
                  mended by the caller: the operator finds the vault's answer in the agent's log."
+            ),
+            ErrorKind::Unvalidated(_) => format!(
+                "The token that {vault:?} gave did not pass its verification; the operator finds the reason in \
+                 the agent's log."
             ),
             ErrorKind::InvalidResponse(_) => {
                 format!("The token vault {vault:?} gave an answer that is no token response.")
             }
-            ErrorKind::RateLimited { .. } | ErrorKind::Paused { .. } => {
+            ErrorKind::RateLimited { .. } | ErrorKind::Paused { .. } | ErrorKind::Paced { .. } => {
                 format!("The token vault {vault:?} limits the rate of exchanges. Repeat the request later.")
             }
             ErrorKind::Busy => {
                 format!("Too many exchanges wait for the token vault {vault:?}. Repeat the request later.")
             }
-            ErrorKind::Server { .. } | ErrorKind::Connect(_) | ErrorKind::Broken(_) => {
+            ErrorKind::Open { .. } => format!(
+                "The token vault {vault:?} kept failing and is left alone for a moment. Repeat the request later."
+            ),
+            ErrorKind::Discovery(_)
+            | ErrorKind::Server { .. }
+            | ErrorKind::Connect(_)
+            | ErrorKind::Broken(_) => {
                 format!("The token vault {vault:?} is unavailable. Repeat the request later.")
             }
             ErrorKind::Timeout(_) => format!("The token vault {vault:?} did not answer in time."),
@@ -102,19 +141,17 @@ impl Error {
             .0
             .retry_at
             .map(|at| at.saturating_duration_since(Instant::now()));
+        if let ErrorKind::Interaction { interaction, .. } = &self.0.kind {
+            refusal.interaction = Some(interaction.clone());
+        }
         refusal
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Failure {
-            vault, connection, ..
-        } = &*self.0;
-        write!(
-            f,
-            "no provider token for connection {connection:?} from vault {vault:?}"
-        )
+        let Failure { vault, target, .. } = &*self.0;
+        write!(f, "no token for {target:?} from vault {vault:?}")
     }
 }
 
@@ -133,6 +170,29 @@ pub enum ErrorKind {
     ConnectionRequired(Answer),
     #[error("the provider refused the consent stored in the vault, the user must connect again ({0})")]
     ReconnectRequired(Answer),
+    #[error("the vault refused the caller's client credentials ({0})")]
+    CallerRefused(Answer),
+    #[error("the caller may have no token for this target ({0})")]
+    Denied(Answer),
+    #[error("the user has to act in person first ({answer})")]
+    Interaction {
+        answer: Answer,
+        interaction: Arc<Interaction>,
+    },
+    #[error("{0}")]
+    Missing(Missing),
+    #[error("the token that the vault gave was not believed: {0}")]
+    Unvalidated(String),
+    #[error("cannot find the token endpoint; check issuer, the network and extra_roots")]
+    Discovery(#[source] oidc::Unavailable),
+    #[error("the issuer's document names no token_endpoint; set token_endpoint in place of issuer")]
+    NoEndpoint,
+    #[error("cannot sign with the configured key")]
+    Sign(#[source] jsonwebtoken::errors::Error),
+    #[error("the configured rate is used up, {} s to wait; nothing was sent", remaining.as_secs_f32().ceil())]
+    Paced { remaining: Duration },
+    #[error("the vault keeps failing, {} s until it is tried again; nothing was sent", remaining.as_secs_f32().ceil())]
+    Open { remaining: Duration },
     #[error(
         "the vault refused our credentials, grant or request ({0}); check client_id, secret, client_auth, \
          the client's grant types and the tenant's MFA policy"
@@ -164,7 +224,20 @@ pub enum ErrorKind {
 impl ErrorKind {
     pub fn class(&self) -> Class {
         match self {
-            Self::SubjectRefused(_) => Class::ExchangeRefused,
+            Self::SubjectRefused(_) | Self::CallerRefused(_) => Class::ExchangeRefused,
+            Self::Denied(_) => Class::AccessDenied,
+            Self::Interaction { interaction, .. } if interaction.connect_url.is_some() => {
+                Class::ConnectionRequired
+            }
+            Self::Interaction { .. } => Class::InteractionRequired,
+            Self::Missing(Missing::Subject | Missing::Actor) => Class::MissingToken,
+            Self::Missing(Missing::User) => Class::InvalidToken,
+            Self::Missing(Missing::Connection) => Class::Internal,
+            Self::Unvalidated(_) => Class::VaultInvalidResponse,
+            Self::Sign(_) | Self::NoEndpoint => Class::VaultCredentials,
+            Self::Discovery(_) => Class::VaultUnavailable,
+            Self::Paced { .. } => Class::VaultRateLimited,
+            Self::Open { .. } => Class::VaultUnavailable,
             Self::ConnectionRequired(_) | Self::ReconnectRequired(_) => Class::ConnectionRequired,
             Self::Credentials(_) => Class::VaultCredentials,
             Self::InvalidResponse(_) => Class::VaultInvalidResponse,
@@ -180,22 +253,58 @@ impl ErrorKind {
     /// A rate limit has no entry of its own: it pauses the whole vault.
     pub(super) fn negative_ttl(&self) -> Option<Duration> {
         match self {
-            Self::ConnectionRequired(_) | Self::ReconnectRequired(_) => Some(Duration::from_secs(10)),
-            Self::SubjectRefused(_) => Some(Duration::from_secs(30)),
-            Self::Credentials(_) => Some(Duration::from_secs(5)),
+            Self::ConnectionRequired(_)
+            | Self::ReconnectRequired(_)
+            | Self::Denied(_)
+            | Self::Interaction { .. } => Some(Duration::from_secs(10)),
+            Self::SubjectRefused(_) | Self::CallerRefused(_) => Some(Duration::from_secs(30)),
+            Self::Credentials(_) | Self::Unvalidated(_) | Self::Sign(_) | Self::NoEndpoint => {
+                Some(Duration::from_secs(5))
+            }
             Self::InvalidResponse(_)
+            | Self::Discovery(_)
             | Self::Server { .. }
             | Self::Connect(_)
             | Self::Broken(_)
             | Self::Timeout(_) => Some(Duration::from_secs(1)),
-            Self::RateLimited { .. } | Self::Paused { .. } | Self::Busy | Self::Aborted => None,
+            Self::RateLimited { .. }
+            | Self::Paused { .. }
+            | Self::Paced { .. }
+            | Self::Open { .. }
+            | Self::Missing(_)
+            | Self::Busy
+            | Self::Aborted => None,
         }
+    }
+
+    /// The endpoint cannot be reached, or cannot do its work: the circuit breaker counts these.
+    pub(super) fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Discovery(_) | Self::Server { .. } | Self::Connect(_) | Self::Broken(_) | Self::Timeout(_)
+        )
+    }
+
+    /// Worth another call at once: a fault in passing, for which the endpoint names no time of its own.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Server {
+                retry_after: None,
+                ..
+            } | Self::Connect(_)
+                | Self::Broken(_)
+                | Self::InvalidResponse(Malformed::Empty)
+        )
     }
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::RateLimited { retry_after, .. } => Some(*retry_after),
-            Self::Paused { remaining } => Some(*remaining),
+            Self::Paused { remaining } | Self::Paced { remaining } | Self::Open { remaining } => {
+                Some(*remaining)
+            }
+            Self::Discovery(unavailable) => Some(unavailable.retry_after.max(Duration::from_secs(1))),
             Self::Server {
                 retry_after: Some(wait),
                 ..
@@ -207,6 +316,13 @@ impl ErrorKind {
             | Self::Connect(_)
             | Self::Broken(_) => Some(Duration::from_secs(1)),
             Self::SubjectRefused(_)
+            | Self::CallerRefused(_)
+            | Self::Denied(_)
+            | Self::Interaction { .. }
+            | Self::Missing(_)
+            | Self::Unvalidated(_)
+            | Self::Sign(_)
+            | Self::NoEndpoint
             | Self::ConnectionRequired(_)
             | Self::ReconnectRequired(_)
             | Self::Credentials(_)
@@ -264,45 +380,4 @@ pub enum Malformed {
     TokenType,
     #[error("expires_in is not a number of seconds from 0 up")]
     ExpiresIn,
-}
-
-/// Why a vault's settings cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    #[error("vault {vault:?}: token_endpoint must be an https:// URL with a host, not {scheme}:")]
-    NotHttps { vault: Arc<str>, scheme: String },
-    #[error(
-        "vault {vault:?}: token_endpoint must hold no user name, password or fragment; \
-         use client_id and client_auth"
-    )]
-    ExtraUrlParts { vault: Arc<str> },
-    #[error("vault {vault:?}: client_id is empty")]
-    EmptyClientId { vault: Arc<str> },
-    #[error("vault {vault:?}: the client secret is empty; check the variable or file that it comes from")]
-    EmptySecret { vault: Arc<str> },
-    #[error("vault {vault:?}: timeout and ttl_max must be more than 0")]
-    ZeroTime { vault: Arc<str> },
-    #[error("vault {vault:?}: certificate {index} of extra_roots cannot be a trust anchor")]
-    ExtraRoot {
-        vault: Arc<str>,
-        index: usize,
-        #[source]
-        source: rustls::Error,
-    },
-    #[error(
-        "vault {vault:?}: no root certificate to verify it with; install ca-certificates or set extra_roots"
-    )]
-    NoRoots { vault: Arc<str> },
-    #[error("vault {vault:?}: cannot set up TLS")]
-    Tls {
-        vault: Arc<str>,
-        #[source]
-        source: rustls::Error,
-    },
-    #[error("vault {vault:?}: cannot set up the HTTP client")]
-    Client {
-        vault: Arc<str>,
-        #[source]
-        source: reqwest::Error,
-    },
 }

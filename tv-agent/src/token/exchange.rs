@@ -1,29 +1,30 @@
 //! One call of a token endpoint: the request, the connection that it takes, the bounded read of its answer.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use rustls::{ClientConfig, RootCertStore};
+use rand::Rng as _;
+use rustls::RootCertStore;
 use serde::Serialize;
+use serde::ser::{SerializeMap as _, Serializer};
+use url::Url;
 use zeroize::Zeroizing;
 
+use super::assertion::JWT_BEARER_ASSERTION;
 use super::error::{BuildError, ErrorKind};
-use super::response::{self, Granted, Reply};
-use super::{ClientAuth, Encoding, VaultSettings};
+use super::request::{self, Ask, Value};
+use super::response::{self, Dialect, Granted, Reply};
+use super::settings::{ClientAuth, Encoding, VaultSettings};
+use super::{Client, Vault, pace};
+use crate::https;
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::secret::Secret;
 
-/// Auth0 Token Vault's grant, the same for every kind of subject token.
-pub(super) const GRANT_TYPE: &str =
-    "urn:auth0:params:oauth:grant-type:token-exchange:federated-connection-access-token";
-/// RFC 8693 §3.
-pub(super) const SUBJECT_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:access_token";
-pub(super) const REQUESTED_TOKEN_TYPE: &str =
-    "http://auth0.com/oauth/token-type/federated-connection-access-token";
 /// Time for the body of an answer whose status already says that it is an error.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(1);
 
@@ -32,66 +33,85 @@ pub(super) fn client(
     settings: &VaultSettings,
     roots: Arc<RootCertStore>,
 ) -> Result<reqwest::Client, BuildError> {
-    let vault = || settings.name.clone();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|source| BuildError::Tls {
-            vault: vault(),
-            source,
-        })?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .https_only(true)
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .user_agent(concat!("tv-agent/", env!("CARGO_PKG_VERSION")))
-        .pool_idle_timeout(Duration::from_secs(30))
-        // A connection that died silently is noticed before it costs many callers their time-out.
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .http2_keep_alive_timeout(Duration::from_secs(5))
-        .build()
-        .map_err(|source| BuildError::Client {
-            vault: vault(),
-            source,
-        })
+    let identity = match &settings.client_auth {
+        ClientAuth::TlsClient { chain, key } => Some((chain.clone(), key.clone_key())),
+        _ => None,
+    };
+    https::client_as(roots, identity).map_err(|source| BuildError::Client {
+        vault: settings.name.clone(),
+        source,
+    })
 }
 
-/// Exchanges `subject` for the token of `connection`, within the vault's timeout from connect to last byte.
+/// Has `ask` answered within the vault's timeout, from connect to last byte; faults in passing are repeated.
 pub(super) async fn exchange(
-    client: &reqwest::Client,
-    settings: &VaultSettings,
-    connection: &str,
-    login_hint: Option<&str>,
-    subject: &Secret,
+    vault: &Vault,
+    ask: &Ask<'_>,
+    client: Option<&Client>,
+    metrics: &Metrics,
 ) -> Result<Granted, ErrorKind> {
-    let request = Request::new(settings, connection, login_hint, subject);
-    let call = async {
-        let answer = match send(client, settings, &request).await {
-            // The vault closed an idle connection while we took it up again: no answer began, so once more.
-            Err(ErrorKind::Broken(_)) => send(client, settings, &request).await?,
-            other => other?,
+    let timeout = vault.settings.timeout;
+    let deadline = Instant::now() + timeout;
+    let mut repeated = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let call = tokio::time::timeout(left, call(vault, ask, client)).await;
+        let kind = match call.unwrap_or(Err(ErrorKind::Timeout(timeout))) {
+            Err(kind) if kind.is_transient() && repeated + 1 < pace::ATTEMPTS => kind,
+            other => return other,
         };
-        let reply = Reply {
-            status: answer.status,
-            headers: &answer.headers,
-            body: &answer.body,
-            complete: answer.complete,
+        let wait = match kind {
+            // The vault closed an idle connection while we took it up again: no answer began.
+            ErrorKind::Broken(_) if repeated == 0 => Duration::ZERO,
+            _ => pace::back_off(repeated, rand::rng().random()),
         };
-        let secrets = [
-            subject.expose(),
-            settings.client_secret.expose(),
-            request.basic.as_ref().map_or("", |basic| basic.as_str()),
-        ];
-        response::read(&reply, SystemTime::now(), &secrets)
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A repetition needs a turn like any other call.
+        let Some(wait) = vault
+            .gate
+            .reserve(left)
+            .ok()
+            .map(|turn| turn.max(wait))
+            .filter(|wait| *wait < left)
+        else {
+            return Err(kind);
+        };
+        tokio::time::sleep(wait).await;
+        repeated += 1;
+        metrics.exchange_retry(&vault.settings.name);
+    }
+}
+
+async fn call(vault: &Vault, ask: &Ask<'_>, client: Option<&Client>) -> Result<Granted, ErrorKind> {
+    let settings = &vault.settings;
+    let now = SystemTime::now();
+    let request = Request::new(
+        settings,
+        ask,
+        client,
+        now.duration_since(UNIX_EPOCH).unwrap_or_default(),
+    )?;
+    let endpoint = match &vault.issuer {
+        Some(issuer) => {
+            let document = issuer.document().await.map_err(ErrorKind::Discovery)?;
+            document.token_endpoint.clone().ok_or(ErrorKind::NoEndpoint)?
+        }
+        None => settings.token_endpoint.clone(),
     };
-    tokio::time::timeout(settings.timeout, call)
-        .await
-        .unwrap_or(Err(ErrorKind::Timeout(settings.timeout)))
+    let answer = send(&vault.client, endpoint, &request).await?;
+    let reply = Reply {
+        status: answer.status,
+        headers: &answer.headers,
+        body: &answer.body,
+        complete: answer.complete,
+    };
+    let dialect = match client {
+        Some(_) => Dialect::CallersClient,
+        None if ask.own => Dialect::Own,
+        None => Dialect::of(&settings.kind),
+    };
+    let secrets: Vec<&str> = request.secrets.iter().map(|secret| secret.as_str()).collect();
+    response::read(&reply, SystemTime::now(), dialect, &secrets)
 }
 
 /// The request's variable parts, wiped when the call is over.
@@ -100,82 +120,166 @@ struct Request {
     content_type: &'static str,
     /// The value of the Authorization field, without the scheme.
     basic: Option<Zeroizing<String>>,
+    /// What must not be kept of an answer that repeats it.
+    secrets: Vec<Zeroizing<String>>,
 }
 
-#[derive(Serialize)]
-struct Parameters<'a> {
-    grant_type: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_id: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_secret: Option<&'a str>,
-    subject_token: &'a str,
-    subject_token_type: &'a str,
-    requested_token_type: &'a str,
-    connection: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    login_hint: Option<&'a str>,
+/// A parameter's value until it is written.
+enum Held<'a> {
+    Text(&'a str),
+    Secret(&'a str),
+    Made(Secret),
 }
+
+impl Held<'_> {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Secret(text) => text,
+            Self::Made(secret) => secret.expose(),
+        }
+    }
+}
+
+type Fields<'a> = Vec<(&'a str, Held<'a>)>;
 
 impl Request {
-    fn new(settings: &VaultSettings, connection: &str, login_hint: Option<&str>, subject: &Secret) -> Self {
-        let (id, secret) = (settings.client_id.as_str(), settings.client_secret.expose());
-        // RFC 6749 §2.3: one way to authenticate per request, never both.
-        let (basic, id, secret) = match settings.client_auth {
-            ClientAuth::SecretPost => (None, Some(id), Some(secret)),
-            ClientAuth::SecretBasic => (Some(basic(id, secret)), None, None),
-        };
-        let parameters = Parameters {
-            grant_type: GRANT_TYPE,
-            client_id: id,
-            client_secret: secret,
-            subject_token: subject.expose(),
-            subject_token_type: SUBJECT_TOKEN_TYPE,
-            requested_token_type: settings.requested_token_type(),
-            connection,
-            login_hint,
-        };
+    fn new(
+        settings: &VaultSettings,
+        ask: &Ask<'_>,
+        client: Option<&Client>,
+        now: Duration,
+    ) -> Result<Self, ErrorKind> {
+        let mut fields: Fields<'_> = Vec::with_capacity(12);
+        let list = request::parameters(&settings.kind, ask).map_err(ErrorKind::Missing)?;
+        for (name, value) in list {
+            let held = match value {
+                Value::Text(text) => Held::Text(text),
+                Value::Secret(secret) => Held::Secret(secret.expose()),
+                Value::Signed(worker, user) => {
+                    let signed =
+                        worker.request(&settings.client_id, &settings.tenant(), user, now, &unique());
+                    Held::Made(signed.map_err(ErrorKind::Sign)?)
+                }
+            };
+            fields.push((name, held));
+        }
+        let basic = authenticate(settings, client, now, &mut fields)?;
         let (body, content_type) = match settings.encoding {
-            Encoding::Form => (form(&parameters), "application/x-www-form-urlencoded"),
-            Encoding::Json => (json(&parameters), "application/json"),
+            Encoding::Form => (form(&fields), "application/x-www-form-urlencoded"),
+            Encoding::Json => (json(&fields), "application/json"),
         };
-        Self {
+        let kept = fields.iter().filter(|(_, held)| !matches!(held, Held::Text(_)));
+        let mut secrets: Vec<_> = kept
+            .map(|(_, held)| Zeroizing::new(held.as_str().to_owned()))
+            .collect();
+        secrets.extend(basic.clone());
+        match (&settings.client_auth, client) {
+            (_, Some(client)) => secrets.push(Zeroizing::new(client.secret.expose().to_owned())),
+            (ClientAuth::SecretBasic(secret), None) => {
+                secrets.push(Zeroizing::new(secret.expose().to_owned()));
+            }
+            _ => {}
+        }
+        Ok(Self {
             body: Bytes::from_owner(body),
             content_type,
             basic,
-        }
+            secrets,
+        })
     }
+}
+
+/// Adds what proves who we are; RFC 6749 §2.3: one way per request, never two. Gives the value for Basic.
+fn authenticate<'a>(
+    settings: &'a VaultSettings,
+    client: Option<&'a Client>,
+    now: Duration,
+    fields: &mut Fields<'a>,
+) -> Result<Option<Zeroizing<String>>, ErrorKind> {
+    let id = settings.client_id.as_str();
+    let mut add = |pairs: Vec<(&'a str, Held<'a>)>| {
+        fields.splice(1..1, pairs);
+        None
+    };
+    let in_body = |id: &'a str, secret: &'a Secret| {
+        vec![
+            ("client_id", Held::Text(id)),
+            ("client_secret", Held::Secret(secret.expose())),
+        ]
+    };
+    Ok(match (&settings.client_auth, client) {
+        (ClientAuth::CallerBasic, Some(client)) => Some(basic(&client.id, client.secret.expose())),
+        (_, Some(client)) => add(in_body(&client.id, &client.secret)),
+        (ClientAuth::SecretPost(secret), None) => add(in_body(id, secret)),
+        (ClientAuth::SecretBasic(secret), None) => Some(basic(id, secret.expose())),
+        (ClientAuth::PrivateKeyJwt { signer, audience }, None) => {
+            let assertion = signer
+                .client(id, audience, now, &unique())
+                .map_err(ErrorKind::Sign)?;
+            add(vec![
+                ("client_id", Held::Text(id)),
+                ("client_assertion_type", Held::Text(JWT_BEARER_ASSERTION)),
+                ("client_assertion", Held::Made(assertion)),
+            ])
+        }
+        (ClientAuth::TlsClient { .. } | ClientAuth::None, None) if !id.is_empty() => {
+            add(vec![("client_id", Held::Text(id))])
+        }
+        (_, None) => None,
+    })
+}
+
+/// A name for one assertion, never used twice.
+fn unique() -> String {
+    format!("{:032x}", rand::rng().random::<u128>())
 }
 
 /// Room for the body at once: a buffer that grows leaves copies of the secrets behind.
-fn room(parameters: &Parameters<'_>) -> usize {
-    let secret = parameters.client_secret.map_or(0, str::len);
-    3 * (parameters.subject_token.len() + secret) + 4096
+fn room(fields: &Fields<'_>) -> usize {
+    let pairs = fields
+        .iter()
+        .map(|(name, held)| name.len() + 3 * held.as_str().len() + 8);
+    pairs.sum::<usize>() + 16
 }
 
-fn form(parameters: &Parameters<'_>) -> Zeroizing<Vec<u8>> {
-    let mut body = url::form_urlencoded::Serializer::new(String::with_capacity(room(parameters)));
-    body.append_pair("grant_type", parameters.grant_type);
-    for (name, value) in [
-        ("client_id", parameters.client_id),
-        ("client_secret", parameters.client_secret),
-        ("login_hint", parameters.login_hint),
-    ] {
-        if let Some(value) = value {
-            body.append_pair(name, value);
-        }
+fn form(fields: &Fields<'_>) -> Zeroizing<Vec<u8>> {
+    let mut body = url::form_urlencoded::Serializer::new(String::with_capacity(room(fields)));
+    for (name, held) in fields {
+        body.append_pair(name, held.as_str());
     }
-    body.append_pair("subject_token", parameters.subject_token)
-        .append_pair("subject_token_type", parameters.subject_token_type)
-        .append_pair("requested_token_type", parameters.requested_token_type)
-        .append_pair("connection", parameters.connection);
     Zeroizing::new(body.finish().into_bytes())
 }
 
-fn json(parameters: &Parameters<'_>) -> Zeroizing<Vec<u8>> {
-    let mut body = Zeroizing::new(Vec::with_capacity(room(parameters)));
-    serde_json::to_writer(&mut *body, parameters).expect("strings under string keys are always JSON");
+fn json(fields: &Fields<'_>) -> Zeroizing<Vec<u8>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(2 * room(fields)));
+    serde_json::to_writer(&mut *body, &Object(fields)).expect("strings under string keys are always JSON");
     body
+}
+
+/// The fields as one JSON object; a repeated one becomes a list.
+struct Object<'a>(&'a Fields<'a>);
+
+impl Serialize for Object<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (index, (name, held)) in self.0.iter().enumerate() {
+            let named =
+                |(other, held): &'_ (&str, Held<'_>)| (other == name).then(|| held.as_str().to_owned());
+            if self.0[..index].iter().any(|(other, _)| other == name) {
+                continue;
+            }
+            let rest: Vec<String> = self.0[index + 1..].iter().filter_map(named).collect();
+            if rest.is_empty() {
+                map.serialize_entry(name, held.as_str())?;
+            } else {
+                let all: Vec<&str> = std::iter::once(held.as_str())
+                    .chain(rest.iter().map(String::as_str))
+                    .collect();
+                map.serialize_entry(name, &all)?;
+            }
+        }
+        map.end()
+    }
 }
 
 /// RFC 6749 §2.3.1: both parts form-urlencoded, so that a colon in either cannot move the border.
@@ -194,11 +298,7 @@ struct Received {
     complete: bool,
 }
 
-async fn send(
-    client: &reqwest::Client,
-    settings: &VaultSettings,
-    request: &Request,
-) -> Result<Received, ErrorKind> {
+async fn send(client: &reqwest::Client, endpoint: Url, request: &Request) -> Result<Received, ErrorKind> {
     let failed = |e: reqwest::Error| {
         if e.is_connect() {
             ErrorKind::Connect(e)
@@ -207,7 +307,7 @@ async fn send(
         }
     };
     let mut call = client
-        .post(settings.token_endpoint.clone())
+        .post(endpoint)
         .header(CONTENT_TYPE, request.content_type)
         .header(ACCEPT, "application/json")
         .body(request.body.clone());
@@ -221,11 +321,17 @@ async fn send(
     let status = answer.status();
     let mut body = Zeroizing::new(Vec::with_capacity(limits::TOKEN_RESPONSE_BYTES));
     let complete = if status == http::StatusCode::OK {
-        fill(&mut answer, &mut body).await.map_err(failed)?
+        https::fill(&mut answer, &mut body, limits::TOKEN_RESPONSE_BYTES)
+            .await
+            .map_err(failed)?
     } else {
         // The status alone decides (429 pauses the vault), however slow or broken the body is.
         matches!(
-            tokio::time::timeout(ERROR_BODY_TIME, fill(&mut answer, &mut body)).await,
+            tokio::time::timeout(
+                ERROR_BODY_TIME,
+                https::fill(&mut answer, &mut body, limits::TOKEN_RESPONSE_BYTES)
+            )
+            .await,
             Ok(Ok(true))
         )
     };
@@ -236,18 +342,6 @@ async fn send(
         body,
         complete,
     })
-}
-
-/// Reads into `body` up to the limit. False: there is more.
-async fn fill(answer: &mut reqwest::Response, body: &mut Vec<u8>) -> Result<bool, reqwest::Error> {
-    while let Some(chunk) = answer.chunk().await? {
-        let left = limits::TOKEN_RESPONSE_BYTES - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(left)]);
-        if chunk.len() > left {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 #[cfg(test)]

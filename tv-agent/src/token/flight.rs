@@ -9,9 +9,21 @@ use tokio::sync::watch;
 
 use super::cache::{self, Entry, Good, Key, Life, Store};
 use super::error::{Error, ErrorKind};
-use super::{Grant, Source, Vault, exchange, response};
+use super::pace::Change;
+use super::request::Ask;
+use super::{Client, Grant, Source, Vault, exchange, response};
+use crate::https;
 use crate::metrics::Metrics;
+use crate::policy::Wanted;
 use crate::secret::Secret;
+
+/// A grant with its key. `own`: the agent asks for itself.
+#[derive(Clone, Copy)]
+pub(super) struct Boarding<'a> {
+    pub grant: &'a Grant<'a>,
+    pub own: bool,
+    pub key: Key,
+}
 
 pub(super) type Outcome = Result<(Arc<Good>, Source), Error>;
 type Landed = watch::Receiver<Option<Outcome>>;
@@ -33,49 +45,62 @@ impl Service {
         }
     }
 
-    /// Waits for the exchange of `key`, which starts now if none is under way.
-    pub async fn board(self: &Arc<Self>, grant: &Grant<'_>, key: Key) -> Outcome {
-        let mut landed = match self.flights.entry(key) {
+    /// Why nothing may be sent to `vault` now: it asked for a pause, or fails.
+    pub fn closed(&self, vault: &Vault) -> Option<ErrorKind> {
+        let paused = self.store.paused(&vault.id);
+        paused
+            .map(|remaining| ErrorKind::Paused { remaining })
+            .or_else(|| vault.gate.open().map(|remaining| ErrorKind::Open { remaining }))
+    }
+
+    /// Waits for the exchange of the key, which starts now if none is under way.
+    pub async fn board(self: &Arc<Self>, boarding: Boarding<'_>) -> Outcome {
+        let mut landed = match self.flights.entry(boarding.key) {
             Slot::Occupied(flight) => flight.get().clone(),
-            Slot::Vacant(slot) => self.take_off(grant, key, slot, None),
+            Slot::Vacant(slot) => self.take_off(boarding, slot, None),
         };
+        let Grant { vault, wanted, .. } = boarding.grant;
         match landed.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone(),
             Err(_) => None,
         }
-        .unwrap_or_else(|| Err(grant.vault.error(ErrorKind::Aborted, &grant.connection.into())))
+        .unwrap_or_else(|| Err(vault.error(ErrorKind::Aborted, wanted)))
     }
 
     /// Starts one background refresh when `good` nears its end. A failure keeps `good` until then.
-    pub fn refresh_if_due(self: &Arc<Self>, grant: &Grant<'_>, key: Key, good: &Arc<Good>) {
+    pub fn refresh_if_due(self: &Arc<Self>, boarding: Boarding<'_>, good: &Arc<Good>) {
         /// Between two attempts for one key.
         const AGAIN: Duration = Duration::from_secs(10);
-        if !good.take_refresh(Instant::now(), AGAIN) || self.store.paused(&grant.vault.id).is_some() {
+        if !good.take_refresh(Instant::now(), AGAIN) || self.closed(boarding.grant.vault).is_some() {
             return;
         }
-        if let Slot::Vacant(slot) = self.flights.entry(key) {
+        if let Slot::Vacant(slot) = self.flights.entry(boarding.key) {
             self.metrics.cache_event("refresh");
-            self.take_off(grant, key, slot, Some(good.clone()));
+            self.take_off(boarding, slot, Some(good.clone()));
         }
     }
 
     /// Starts the exchange in a task of its own: a caller that goes away must not cancel it for the others.
     fn take_off(
         self: &Arc<Self>,
-        grant: &Grant<'_>,
-        key: Key,
+        boarding: Boarding<'_>,
         slot: VacantEntry<'_, Key, Landed>,
         renews: Option<Arc<Good>>,
     ) -> Landed {
         let (land, landed) = watch::channel(None);
         // The shard's lock ends with this statement, before anything can want it again.
         drop(slot.insert(landed.clone()));
+        let Boarding { grant, own, key } = boarding;
         let flight = Flight {
             service: self.clone(),
             vault: grant.vault.clone(),
-            connection: grant.connection.into(),
+            wanted: grant.wanted.clone(),
             login_hint: grant.login_hint.map(Into::into),
-            subject: grant.subject.clone(),
+            subject: grant.subject.cloned(),
+            actor: grant.actor.cloned(),
+            user: grant.user.map(Into::into),
+            client: grant.client.cloned(),
+            own,
             key,
             renews,
         };
@@ -93,9 +118,13 @@ impl Service {
 struct Flight {
     service: Arc<Service>,
     vault: Arc<Vault>,
-    connection: Arc<str>,
+    wanted: Arc<Wanted>,
     login_hint: Option<Arc<str>>,
-    subject: Arc<Secret>,
+    subject: Option<Arc<Secret>>,
+    actor: Option<Arc<Secret>>,
+    user: Option<Arc<str>>,
+    client: Option<Arc<Client>>,
+    own: bool,
     key: Key,
     /// The token that a refresh is to replace.
     renews: Option<Arc<Good>>,
@@ -118,32 +147,35 @@ impl Flight {
                 None => {}
             }
         }
-        let settings = &self.vault.settings;
         let _queued = self
             .vault
             .queue
             .try_acquire()
             .map_err(|_| self.error(ErrorKind::Busy))?;
-        let _slot = tokio::time::timeout(settings.timeout, self.vault.slots.acquire())
-            .await
-            .map_err(|_| self.error(ErrorKind::Timeout(settings.timeout)))?;
-        if let Some(remaining) = store.paused(&self.vault.id) {
-            return Err(self.error(ErrorKind::Paused { remaining }));
-        }
+        let _slot = self.turn().await?;
         let started = Instant::now();
-        let hint = self.login_hint.as_deref();
-        let result = exchange::exchange(
-            &self.vault.client,
-            settings,
-            &self.connection,
-            hint,
-            &self.subject,
-        )
-        .await;
+        let ask = Ask {
+            wanted: &self.wanted,
+            login_hint: self.login_hint.as_deref(),
+            subject: self.subject.as_deref(),
+            actor: self.actor.as_deref(),
+            user: self.user.as_deref(),
+            own: self.own,
+        };
+        let metrics = &self.service.metrics;
+        let called = exchange::exchange(&self.vault, &ask, self.client.as_deref(), metrics).await;
+        self.landed(called.as_ref().err());
+        let result = match called {
+            Ok(granted) => self.check(granted).await,
+            Err(kind) => Err(kind),
+        };
         let took = started.elapsed();
         match result {
             Ok(granted) => {
                 self.report(None, took);
+                if let Some(wait) = granted.exhausted {
+                    self.vault.gate.hold(wait);
+                }
                 Ok((self.keep(granted), Source::Exchange))
             }
             Err(kind) => {
@@ -161,12 +193,63 @@ impl Flight {
         }
     }
 
+    /// Waits for a turn of the configured rate and for a slot, each no longer than the vault's timeout.
+    async fn turn(&self) -> Result<tokio::sync::SemaphorePermit<'_>, Error> {
+        let vault = &self.vault;
+        let patience = vault.settings.timeout;
+        let wait = vault.gate.reserve(patience).map_err(|wait| {
+            // Back when half of those who wait now have had their turn: the queue is never idle.
+            let remaining = wait.saturating_sub(patience / 2);
+            self.error(ErrorKind::Paced { remaining })
+        })?;
+        tokio::time::sleep(wait).await;
+        let slot = tokio::time::timeout(patience, vault.slots.acquire()).await;
+        let Ok(Ok(slot)) = slot else {
+            return Err(self.error(ErrorKind::Timeout(patience)));
+        };
+        if let Some(remaining) = self.service.store.paused(&vault.id) {
+            return Err(self.error(ErrorKind::Paused { remaining }));
+        }
+        // Last, since it may make this call the one that tries.
+        match vault.gate.allow() {
+            Ok(()) => Ok(slot),
+            Err(remaining) => Err(self.error(ErrorKind::Open { remaining })),
+        }
+    }
+
+    /// Tells the circuit breaker how the call ended, and the world when that changed it.
+    fn landed(&self, failure: Option<&ErrorKind>) {
+        let name = &self.vault.settings.name;
+        let Some(change) = self.vault.gate.landed(failure.is_some_and(ErrorKind::is_outage)) else {
+            return;
+        };
+        self.service.metrics.breaker(name, change == Change::Opened);
+        match change {
+            Change::Opened => {
+                let open_s = self.vault.settings.pacing.open.as_secs();
+                tracing::error!(vault = %name, open_s, "the vault keeps failing: requests that need it are refused without asking it");
+            }
+            Change::Closed => tracing::info!(vault = %name, "the vault answers again"),
+        }
+    }
+
+    async fn check(&self, granted: response::Granted) -> Result<response::Granted, ErrorKind> {
+        match &self.vault.check {
+            // Our own token is the endpoint's to judge.
+            Some(check) if !self.own => match check.check(&granted.token).await {
+                Ok(()) => Ok(granted),
+                Err(why) => Err(ErrorKind::Unvalidated(why)),
+            },
+            _ => Ok(granted),
+        }
+    }
+
     /// Puts a granted token into the cache, if it may live there.
     fn keep(&self, granted: response::Granted) -> Arc<Good> {
         let settings = &self.vault.settings;
         let life = Life::of(
             granted.expires_in,
-            self.subject.jwt_expiry(),
+            self.subject.as_ref().and_then(|subject| subject.jwt_expiry()),
             cache::unix_now(),
             settings.ttl_default,
             settings.ttl_max,
@@ -187,30 +270,19 @@ impl Flight {
         let result = failure.map_or("ok", |error| error.class().label());
         let vault = &self.vault.settings.name;
         self.service.metrics.exchange(vault, result, took);
-        let (connection, took_ms) = (&*self.connection, took.as_secs_f64() * 1e3);
+        let (target, took_ms) = (self.wanted.target(), took.as_secs_f64() * 1e3);
         match failure {
-            None => tracing::info!(%vault, connection, result, took_ms, "token exchange"),
+            None => tracing::info!(%vault, connection = target, result, took_ms, "token exchange"),
             Some(error) => {
-                let cause = causes(error.kind());
-                tracing::warn!(%vault, connection, result, took_ms, cause, "token exchange failed");
+                let cause = https::causes(error.kind());
+                tracing::warn!(%vault, connection = target, result, took_ms, cause, "token exchange failed");
             }
         }
     }
 
     fn error(&self, kind: ErrorKind) -> Error {
-        Error::new(
-            kind,
-            &self.vault.settings.name,
-            &self.vault.host,
-            &self.connection,
-        )
+        self.vault.error(kind, &self.wanted)
     }
-}
-
-/// An error and its sources in one line.
-pub(super) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |e| e.source());
-    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

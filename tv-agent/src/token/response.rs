@@ -1,5 +1,6 @@
 //! Reads a token endpoint's answer (RFC 6749 §5, RFC 8693 §2.2, Auth0's own codes). Pure: no I/O, no clock.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::StatusCode;
@@ -8,8 +9,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::{Answer, ErrorKind, Malformed};
-use crate::limits::{PROVIDER_TOKEN_BYTES, RATE_LIMIT_WAIT};
+use crate::class::Interaction;
+use crate::limits::{INTERACTION_BYTES, PROVIDER_TOKEN_BYTES, RATE_LIMIT_WAIT};
 use crate::secret::Secret;
+
+mod meaning;
+
+pub(super) use meaning::Dialect;
+use meaning::{Meaning, meaning};
 
 /// The wait when a rate limit says nothing about it.
 const RATE_LIMIT_DEFAULT: Duration = Duration::from_secs(5);
@@ -27,14 +34,23 @@ pub(super) struct Reply<'a> {
 pub(super) struct Granted {
     pub token: Secret,
     pub expires_in: Option<Duration>,
+    /// The allowance was used up by this call: how long to send nothing.
+    pub exhausted: Option<Duration>,
 }
 
 /// Reads `reply`, received at `now`. `secrets` are what must not be kept of an error's text.
-pub(super) fn read(reply: &Reply<'_>, now: SystemTime, secrets: &[&str]) -> Result<Granted, ErrorKind> {
+pub(super) fn read(
+    reply: &Reply<'_>,
+    now: SystemTime,
+    dialect: Dialect,
+    secrets: &[&str],
+) -> Result<Granted, ErrorKind> {
     if reply.status == StatusCode::OK {
-        granted(reply).map_err(ErrorKind::InvalidResponse)
+        let mut granted = granted(reply).map_err(ErrorKind::InvalidResponse)?;
+        granted.exhausted = exhausted(reply.headers, now);
+        Ok(granted)
     } else if reply.status.is_client_error() || reply.status.is_server_error() {
-        Err(refused(reply, now, secrets))
+        Err(refused(reply, now, dialect, secrets))
     } else {
         // Redirects too: following one would hand the client secret to whoever it names.
         Err(ErrorKind::InvalidResponse(Malformed::Status(
@@ -92,7 +108,11 @@ fn granted(reply: &Reply<'_>) -> Result<Granted, Malformed> {
         Some(_) => return Err(Malformed::TokenType),
     }
     let expires_in = document.expires_in.map(|v| seconds(&v)).transpose()?;
-    Ok(Granted { token, expires_in })
+    Ok(Granted {
+        token,
+        expires_in,
+        exhausted: None,
+    })
 }
 
 /// `expires_in`: a number, or (GitHub's documents show it) a number in a string. Huge ones are capped.
@@ -109,20 +129,34 @@ fn seconds(value: &Value) -> Result<Duration, Malformed> {
     }
 }
 
-fn refused(reply: &Reply<'_>, now: SystemTime, secrets: &[&str]) -> ErrorKind {
-    let (code, text) = error_texts(reply.body);
+fn refused(reply: &Reply<'_>, now: SystemTime, dialect: Dialect, secrets: &[&str]) -> ErrorKind {
+    let said = Said::read(reply.body);
     let answer = Answer {
         status: reply.status.as_u16(),
-        code: clean(&code, 64, secrets),
-        description: clean(&text, 256, secrets),
+        code: clean(&said.code, 64, secrets),
+        description: clean(&said.text, 256, secrets),
     };
-    match meaning(reply.status, &code, &text.to_ascii_lowercase()) {
+    let text = said.text.to_ascii_lowercase();
+    match meaning(dialect, reply.status, &said, &text) {
         Meaning::Subject => ErrorKind::SubjectRefused(answer),
+        Meaning::CallersClient => ErrorKind::CallerRefused(answer),
+        Meaning::Denied => ErrorKind::Denied(answer),
+        Meaning::Interaction => ErrorKind::Interaction {
+            answer,
+            interaction: Arc::new(said.interaction(secrets)),
+        },
         Meaning::NotConnected => ErrorKind::ConnectionRequired(answer),
         Meaning::Reconnect => ErrorKind::ReconnectRequired(answer),
         Meaning::Ours => ErrorKind::Credentials(answer),
         Meaning::RateLimit => {
-            let retry_after = retry_after(reply.headers, now).unwrap_or(RATE_LIMIT_DEFAULT);
+            // Suspicious-IP throttling lasts for minutes at least (Auth0: 6 attempts an hour).
+            let throttled = said.code == "too_many_attempts";
+            let default = if throttled {
+                RATE_LIMIT_WAIT
+            } else {
+                RATE_LIMIT_DEFAULT
+            };
+            let retry_after = retry_after(reply.headers, now).unwrap_or(default);
             ErrorKind::RateLimited { retry_after, answer }
         }
         Meaning::Down => {
@@ -132,96 +166,67 @@ fn refused(reply: &Reply<'_>, now: SystemTime, secrets: &[&str]) -> ErrorKind {
     }
 }
 
-enum Meaning {
-    Subject,
-    NotConnected,
-    Reconnect,
-    Ours,
-    RateLimit,
-    Down,
+/// What an error answer says: RFC 6749 §5.2, Auth0's other JSON forms, or plain text.
+#[derive(Default)]
+struct Said {
+    code: String,
+    text: String,
+    /// Entra's second code.
+    suberror: String,
+    interaction_uri: Option<String>,
+    claims: Option<String>,
 }
 
-/// `text` is the description in lower case: some of Auth0's answers carry their meaning there only.
-fn meaning(status: StatusCode, code: &str, text: &str) -> Meaning {
-    let by_code = match code {
-        "too_many_requests" | "too_many_attempts" | "slow_down" => Some(Meaning::RateLimit),
-        "federated_connection_refresh_token_not_found" | "tokenset_not_found" => Some(Meaning::NotConnected),
-        "federated_connection_refresh_token_flow_failed" => Some(Meaning::Reconnect),
-        "invalid_grant" | "expired_token" | "token_expired" | "invalid_token" => Some(Meaning::Subject),
-        // RFC 8693 §2.2.2: a bad subject token is an invalid_request too.
-        "invalid_request" if names_the_subject_token(text) => Some(Meaning::Subject),
-        // Said of the user's account at the provider, unless it says that the client is what is denied.
-        "access_denied" if !text.contains("client") && !text.contains("grant") => Some(Meaning::NotConnected),
-        "access_denied"
-        | "invalid_request"
-        | "invalid_client"
-        | "unauthorized_client"
-        | "unsupported_grant_type"
-        | "unsupported_token_type"
-        | "invalid_scope"
-        | "invalid_target"
-        | "mfa_required"
-        | "use_dpop_nonce" => Some(Meaning::Ours),
-        "temporarily_unavailable" | "server_error" => Some(Meaning::Down),
-        _ => None,
-    };
-    let by_text = || {
-        if text.contains("federated connection refresh token not found") {
-            Some(Meaning::NotConnected)
-        } else if text.contains("refresh token flow for the federated connection failed") {
-            Some(Meaning::Reconnect)
-        } else if text.contains("too many requests") {
-            Some(Meaning::RateLimit)
-        } else {
-            None
+impl Said {
+    fn read(body: &[u8]) -> Self {
+        if let Ok(Value::Object(document)) = serde_json::from_slice(body) {
+            let member = |names: &[&str]| {
+                let found = names.iter().find_map(|name| document.get(*name)?.as_str());
+                found.unwrap_or_default().to_owned()
+            };
+            let optional = |name: &str| document.get(name)?.as_str().map(str::to_owned);
+            return Self {
+                code: member(&["error", "errorCode", "code", "name"]),
+                text: member(&["error_description", "description", "message"]),
+                suberror: member(&["suberror"]),
+                interaction_uri: optional("interaction_uri"),
+                claims: optional("claims"),
+            };
         }
-    };
-    if status == StatusCode::TOO_MANY_REQUESTS {
-        return Meaning::RateLimit;
+        let text = String::from_utf8_lossy(body);
+        let text = text.trim();
+        // A proxy's or firewall's page says nothing that a log line can use.
+        if text.starts_with('<') {
+            Self::default()
+        } else {
+            Self {
+                text: text.to_owned(),
+                ..Self::default()
+            }
+        }
     }
-    if text.contains("grant type") && text.contains("not allowed") {
-        return Meaning::Ours;
-    }
-    if status.is_server_error() {
-        // A failing server's word for somebody else's fault is not believed, save where it is unmistakable.
-        return match by_code {
-            Some(found @ (Meaning::NotConnected | Meaning::Reconnect)) if code != "access_denied" => found,
-            _ => Meaning::Down,
-        };
-    }
-    by_code.or_else(by_text).unwrap_or(match status {
-        StatusCode::UNAUTHORIZED => Meaning::Subject,
-        StatusCode::REQUEST_TIMEOUT => Meaning::Down,
-        _ => Meaning::Ours,
-    })
-}
 
-fn names_the_subject_token(text: &str) -> bool {
-    let rest = text
-        .replace("subject_token_type", "")
-        .replace("subject token type", "");
-    rest.contains("subject_token") || rest.contains("subject token")
-}
-
-/// The error code and its description: RFC 6749 §5.2, Auth0's other JSON forms, or plain text.
-fn error_texts(body: &[u8]) -> (String, String) {
-    if let Ok(Value::Object(document)) = serde_json::from_slice(body) {
-        let member = |names: &[&str]| {
-            let found = names.iter().find_map(|name| document.get(*name)?.as_str());
-            found.unwrap_or_default().to_owned()
-        };
-        return (
-            member(&["error", "errorCode", "code", "name"]),
-            member(&["error_description", "description", "message"]),
-        );
+    fn asks_for_consent(&self) -> bool {
+        matches!(
+            self.suberror.as_str(),
+            "consent_required" | "basic_action" | "additional_action"
+        ) || self.claims.is_some()
     }
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim();
-    // A proxy's or firewall's page says nothing that a log line can use.
-    if text.starts_with('<') {
-        Default::default()
-    } else {
-        (String::new(), text.to_owned())
+
+    /// What may be handed to the caller: an https address, a JSON object, each of bounded length and without
+    /// any of our secrets.
+    fn interaction(&self, secrets: &[&str]) -> Interaction {
+        let safe = |text: &String| {
+            let fits = text.len() <= INTERACTION_BYTES && !text.chars().any(char::is_control);
+            (fits && !secrets.iter().any(|secret| echoes(text, secret))).then(|| text.clone())
+        };
+        let is_https =
+            |text: &String| url::Url::parse(text).is_ok_and(|url| url.scheme() == "https" && url.has_host());
+        let is_object = |text: &String| matches!(serde_json::from_str(text), Ok(Value::Object(_)));
+        Interaction {
+            connect_url: self.interaction_uri.as_ref().and_then(safe).filter(is_https),
+            claims: self.claims.as_ref().and_then(safe).filter(is_object),
+        }
     }
 }
 
@@ -250,6 +255,30 @@ fn echoes(text: &str, secret: &str) -> bool {
     secret.windows(RUN).any(|run| runs.contains(run))
 }
 
+/// Auth0 tells the last call of a window by `x-ratelimit-remaining: 0` and its end by `x-ratelimit-reset`.
+fn exhausted(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let used_up = headers.get("x-ratelimit-remaining")?.as_bytes().trim_ascii() == b"0";
+    let left = until_reset(headers, now)?;
+    (used_up && !left.is_zero()).then(|| left.min(RATE_LIMIT_WAIT))
+}
+
+/// What is left until `x-ratelimit-reset`, in seconds since 1970.
+fn until_reset(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let at: u64 = headers
+        .get("x-ratelimit-reset")?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()?;
+    let left = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+    Some(
+        UNIX_EPOCH
+            .checked_add(Duration::from_secs(at))
+            .map_or(RATE_LIMIT_WAIT, left),
+    )
+}
+
 /// The wait that the headers ask for, 1 s to [`RATE_LIMIT_WAIT`]: Retry-After in seconds or as a date
 /// (RFC 9110 §10.2.3), else Auth0's x-ratelimit-reset in seconds since 1970.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
@@ -259,16 +288,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => httpdate::parse_http_date(value).ok().map(until),
     });
-    let reset = || {
-        let at = text("x-ratelimit-reset")?.parse::<u64>().ok()?;
-        Some(
-            UNIX_EPOCH
-                .checked_add(Duration::from_secs(at))
-                .map_or(RATE_LIMIT_WAIT, until),
-        )
-    };
     header
-        .or_else(reset)
+        .or_else(|| until_reset(headers, now))
         .map(|wait| wait.clamp(Duration::from_secs(1), RATE_LIMIT_WAIT))
 }
 

@@ -6,6 +6,8 @@ use std::error::Error as _;
 use std::io;
 use std::sync::Mutex;
 
+use rustls_pki_types::CertificateDer;
+
 use super::*;
 use crate::class::{Class, Fault};
 use fake::{Answer, Body, CLIENT_SECRET, Fake, grant, settings, subject};
@@ -77,7 +79,7 @@ async fn the_second_request_comes_from_the_cache() {
         ),
         (1, 1, 1)
     );
-    tokens.flush();
+    tokens.flush(&Filter::default());
     assert!(tokens.is_empty());
     tokens.obtain(grant(&vault, &subject)).await.unwrap();
     assert_eq!(fake.count(), 2);
@@ -143,7 +145,12 @@ async fn who_boards_just_after_a_landing_gets_its_result() {
     tokens.obtain(grant(&vault, &subject)).await.unwrap();
     // This caller looked into the cache before that exchange ended, and boards after it.
     let grant = grant(&vault, &subject);
-    let (_, source) = tokens.0.board(&grant, Key::of(&grant)).await.ok().unwrap();
+    let boarding = Boarding {
+        grant: &grant,
+        own: false,
+        key: Key::of(&grant, false).unwrap(),
+    };
+    let (_, source) = tokens.0.board(boarding).await.ok().unwrap();
     assert_eq!((source, fake.count()), (Source::Cache, 1));
 }
 
@@ -187,11 +194,11 @@ async fn connections_hints_and_subjects_do_not_mix() {
             ("a", "github", Some("me")),
         ] {
             let subject = subject(who);
+            let wanted = Arc::new(Wanted::connection(connection));
             let grant = Grant {
-                vault: &vault,
-                connection,
                 login_hint,
-                subject: &subject,
+                subject: Some(&subject),
+                ..Grant::new(&vault, &wanted)
             };
             let obtained = tokens.obtain(grant).await.unwrap();
             let expected = format!("{who}/{connection}/{}", login_hint.unwrap_or("-"));
@@ -281,8 +288,9 @@ async fn a_vault_without_a_better_token_is_asked_once_more_only() {
 
 #[tokio::test]
 async fn negative_entries_end_by_themselves() {
+    // As often as one exchange tries.
     let fake = Fake::start(|n, _| match n {
-        0 => Answer::new(500, "oops"),
+        0..3 => Answer::new(500, "oops"),
         _ => Answer::token("provider", 3600),
     })
     .await;
@@ -293,7 +301,7 @@ async fn negative_entries_end_by_themselves() {
         let wait = error.refusal().retry_after.unwrap();
         assert!(wait <= Duration::from_secs(1) && !wait.is_zero(), "{wait:?}");
     }
-    assert_eq!(fake.count(), 1);
+    assert_eq!(fake.count(), 3);
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert!(tokens.obtain(grant(&vault, &subject)).await.is_ok());
 }
@@ -329,7 +337,7 @@ async fn a_rate_limit_pauses_the_whole_vault_and_only_it() {
     let other = Fake::always(Answer::token("other", 3600)).await;
     assert!(tokens.obtain(grant(&other.vault(), &subject("a"))).await.is_ok());
     // A reload does not lift the pause, nor does a flush.
-    tokens.flush();
+    tokens.flush(&Filter::default());
     assert_eq!(
         refused(&tokens, grant(&limited.vault(), &subject("a")))
             .await
@@ -345,7 +353,8 @@ async fn a_rate_limit_pauses_the_whole_vault_and_only_it() {
 fn capped(fake: &Fake, at_once: usize, queued: usize, timeout: Duration) -> Arc<Vault> {
     let mut settings = fake.settings();
     settings.timeout = timeout;
-    Arc::new(Vault::with_caps(settings, Arc::new(RootCertStore::empty()), at_once, queued).unwrap())
+    settings.pacing.at_once = at_once;
+    Arc::new(Vault::with_queue(settings, Arc::new(RootCertStore::empty()), queued).unwrap())
 }
 
 /// The classes of `n` callers at once, each with its own token.
@@ -548,7 +557,8 @@ fn settings_that_cannot_work_are_named() {
         BuildError::EmptyClientId { .. }
     ));
     assert!(matches!(
-        build(url, &|s| s.client_secret = Secret::new(String::new())),
+        build(url, &|s| s.client_auth =
+            ClientAuth::SecretBasic(Secret::new(String::new()))),
         BuildError::EmptySecret { .. }
     ));
     assert!(matches!(
@@ -625,13 +635,14 @@ async fn no_secret_shows_in_logs_metrics_errors_or_refusals() {
     let mut said = String::new();
     let metrics = Metrics::new();
     for (client_auth, encoding) in [
-        (ClientAuth::SecretPost, Encoding::Form),
+        (ClientAuth::SecretPost as fn(Secret) -> ClientAuth, Encoding::Form),
         (ClientAuth::SecretBasic, Encoding::Json),
     ] {
         for answer in &answers {
             let fake = Fake::always(answer.clone()).await;
             let vault = fake.vault_with(|s| {
-                (s.client_auth, s.encoding) = (client_auth, encoding);
+                s.client_auth = client_auth(Secret::new(CLIENT_SECRET.into()));
+                s.encoding = encoding;
                 s.timeout = Duration::from_millis(500);
             });
             // A service of its own each time, or the second one would be answered by the pause of the first.
@@ -665,7 +676,7 @@ async fn no_secret_shows_in_logs_metrics_errors_or_refusals() {
     );
     let vault = Arc::new(Vault::new(closed, Arc::new(RootCertStore::empty())).unwrap());
     let error = refused(&Tokens::new(metrics.clone()), grant(&vault, &subject(SUBJECT))).await;
-    said += &format!("{error:?} {}\n", flight::causes(&error));
+    said += &format!("{error:?} {}\n", crate::https::causes(&error));
 
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(
@@ -684,6 +695,8 @@ async fn no_secret_shows_in_logs_metrics_errors_or_refusals() {
     let expected: HashSet<Class> = Class::ALL
         .into_iter()
         .filter(|class| class.fault() == Fault::Vault || class.label() == "configuration_error")
+        // The verify stage's own.
+        .filter(|class| *class != Class::VerifierUnavailable)
         .chain([Class::ExchangeRefused, Class::ConnectionRequired])
         .collect();
     assert_eq!(classes, expected, "the canary must pass every way to fail");
@@ -722,4 +735,73 @@ async fn a_refusal_says_how_to_connect_the_account() {
         assert!(!error.to_string().contains("raw words"));
         assert!(error.source().unwrap().to_string().contains("raw words"));
     }
+}
+
+#[tokio::test]
+async fn the_list_says_whose_an_entry_is_and_a_flush_takes_what_is_meant() {
+    let fake = Fake::always(Answer::token("provider", 3600)).await;
+    let ((tokens, _), vault) = (tokens(), fake.vault());
+    let (alice, bob) = (subject("subject-of-alice"), subject("subject-of-bob"));
+    let ask = async |subject: &Arc<Secret>, connection: &str, route: &str| {
+        let wanted = Arc::new(Wanted::connection(connection));
+        let grant = Grant {
+            wanted: &wanted,
+            route,
+            ..grant(&vault, subject)
+        };
+        tokens.obtain(grant).await.unwrap();
+    };
+    let fill = async || {
+        ask(&alice, "github", "a").await;
+        ask(&alice, "github", "b").await;
+        ask(&alice, "google", "b").await;
+        ask(&bob, "github", "a").await;
+    };
+    fill().await;
+    let mut rows = tokens.list();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.hits));
+    assert_eq!(rows.len(), 3);
+    assert_eq!(
+        (rows[0].hits, rows[0].routes.clone()),
+        (1, vec!["a".to_owned(), "b".to_owned()])
+    );
+    assert!(rows[1..].iter().all(|row| row.hits == 0));
+    assert!(
+        rows.iter()
+            .all(|row| row.vault == *vault.settings().name && row.subject.len() == 16)
+    );
+    let shown = format!("{rows:?}");
+    assert!(
+        !shown.contains("subject-of") && !shown.contains("provider"),
+        "{shown}"
+    );
+    let whose = rows[0].subject.clone();
+    assert_eq!(rows.iter().filter(|row| row.subject == whose).count(), 2);
+
+    let by = |route: Option<&str>, vault: Option<&str>, subject: Option<&str>| {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        tokens.flush(&Filter {
+            route: own(route),
+            vault: own(vault),
+            subject: own(subject),
+        })
+    };
+    assert_eq!(by(Some("none"), None, None), 0);
+    assert_eq!(by(None, Some("none"), None), 0);
+    assert_eq!(by(None, None, Some("ffffffffffffffff")), 0);
+    assert_eq!(
+        by(Some("b"), Some("none"), None),
+        0,
+        "every part that is given counts"
+    );
+    // The entry that two routes share goes with either.
+    assert_eq!(by(Some("b"), None, None), 2);
+    assert_eq!(tokens.len(), 1);
+    fill().await;
+    assert_eq!(by(None, None, Some(&whose[..8].to_uppercase())), 2);
+    assert_eq!(by(None, Some(&vault.settings().name), Some(&whose)), 0);
+    assert_eq!(by(None, Some(&vault.settings().name), None), 1);
+    assert!(tokens.is_empty());
+    fill().await;
+    assert_eq!(by(None, None, None), 3);
 }

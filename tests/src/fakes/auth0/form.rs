@@ -19,6 +19,8 @@ pub enum ClientAuth {
     Post,
     /// `client_secret_basic`
     Basic,
+    /// `private_key_jwt`
+    Assertion,
     None,
 }
 
@@ -76,6 +78,8 @@ impl Form {
     pub(super) fn client_auth(&self) -> ClientAuth {
         if self.basic.is_some() {
             ClientAuth::Basic
+        } else if self.params.contains_key("client_assertion") {
+            ClientAuth::Assertion
         } else if self.params.contains_key("client_secret") {
             ClientAuth::Post
         } else {

@@ -25,7 +25,7 @@ pub(super) fn serve(
 ) -> JoinHandle<()> {
     let started = Instant::now();
     let (listeners, current, tokens) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
-    let cached = tokens.clone();
+    let (cached, keyed) = (tokens.clone(), current.clone());
     let status = move || Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         bpf_sha256: redirect::object_sha256().map(str::to_owned),
@@ -57,6 +57,7 @@ pub(super) fn serve(
         status: Arc::new(status),
         flows: agent.flows().clone(),
         tokens,
+        keys: Arc::new(move || keyed.load().keysets.clone()),
     };
     control.serve_on(listener)
 }

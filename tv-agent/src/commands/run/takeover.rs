@@ -178,11 +178,12 @@ impl Sockets {
         };
         if let Some((address, listener)) = self.metrics {
             local.metrics = Some((address, copy(listener.as_fd())?));
-            let counters = handles.clone();
+            let (counters, current) = (handles.clone(), agent.current().clone());
             let admin = Admin {
                 metrics: metrics.clone(),
                 ready: ready.clone(),
                 more: Arc::new(move || counters.counters()),
+                keys: Arc::new(move || Some(current.load().keysets.clone())),
             };
             local.tasks.push(admin.serve_on(listener));
         }

@@ -1,10 +1,17 @@
 //! The rules in numbers, and the store with short real times: moka reads its own clock, which tokio
 //! cannot pause.
 
+use rustls::RootCertStore;
+
 use super::*;
-use crate::token::ErrorKind;
-use crate::token::Vault;
-use crate::token::tests::fake::{self, subject};
+use crate::policy::Wanted;
+use crate::token::assertion::tests::worker;
+use crate::token::settings::{
+    ACCESS_TOKEN, Actor, ActorFrom, ClientCredentials, Preset, TOKEN_EXCHANGE, TokenExchange, TokenVault,
+    VaultSubject,
+};
+use crate::token::tests::fake::{self, settings, subject};
+use crate::token::{Client, ClientAuth, ErrorKind, Kind, Vault};
 
 const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -57,6 +64,7 @@ fn a_refresh_is_due_in_the_last_fifth_and_once() {
     let granted = || Granted {
         token: Secret::new("t".into()),
         expires_in: None,
+        exhausted: None,
     };
     let good = Good::new(
         granted(),
@@ -96,12 +104,13 @@ fn every_input_that_matters_changes_the_key() {
     let base = vault("https://a.example/oauth/token", |_| {});
     let token = subject("s");
     let key = |vault: &Arc<Vault>, connection: &str, hint: Option<&str>, subject: &Arc<Secret>| {
-        Key::of(&Grant {
-            vault,
-            connection,
+        let wanted = Arc::new(Wanted::connection(connection));
+        let grant = Grant {
             login_hint: hint,
-            subject,
-        })
+            subject: Some(subject),
+            ..Grant::new(vault, &wanted)
+        };
+        Key::of(&grant, false).ok().unwrap()
     };
     let keys = [
         key(&base, "github", None, &token),
@@ -125,7 +134,10 @@ fn every_input_that_matters_changes_the_key() {
         ),
         key(
             &vault("https://a.example/oauth/token", |s| {
-                s.requested_token_type = Some("urn:x".into())
+                s.kind = Kind::TokenVault(TokenVault {
+                    requested_token_type: Some("urn:x".into()),
+                    ..TokenVault::default()
+                });
             }),
             "github",
             None,
@@ -139,16 +151,109 @@ fn every_input_that_matters_changes_the_key() {
     }
     // What does not decide the token does not split the cache.
     let same = vault("https://a.example/oauth/token", |s| {
-        s.client_secret = Secret::new("rotated".into());
+        s.client_auth = ClientAuth::SecretPost(Secret::new("rotated".into()));
         s.name = "renamed".into();
     });
     assert!(key(&same, "github", None, &subject("s")).0 == keys[0].0);
+}
+
+#[test]
+fn every_input_of_the_other_kinds_changes_the_key() {
+    let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let exchange = vault("https://a.example/", |s| {
+        s.kind = Kind::TokenExchange(TokenExchange {
+            preset: Preset::Generic,
+            grant_type: TOKEN_EXCHANGE.to_owned(),
+            subject_token_type: Some(ACCESS_TOKEN.to_owned()),
+            requested_token_type: None,
+            wanted: Wanted::default(),
+            extra: Vec::new(),
+            actor: Some(Actor {
+                from: ActorFrom::Own,
+                token_type: ACCESS_TOKEN.to_owned(),
+            }),
+        });
+    });
+    let own = vault("https://a.example/", |s| {
+        s.kind = Kind::ClientCredentials(ClientCredentials::default());
+    });
+    let worker = vault("https://a.example/", |s| {
+        s.kind = Kind::TokenVault(TokenVault {
+            subject: VaultSubject::Worker(worker()),
+            requested_token_type: None,
+        });
+    });
+    let wanted = |audience: &[&str], resource: &[&str], scope: Option<&str>| {
+        Arc::new(Wanted {
+            audience: words(audience),
+            resource: words(resource),
+            scope: scope.map(Into::into),
+            ..Wanted::default()
+        })
+    };
+    let (token, actor, other) = (subject("s"), subject("a"), subject("b"));
+    let wants = [
+        wanted(&["ab", "c"], &[], None),
+        wanted(&["a", "bc"], &[], None),
+        wanted(&["c", "ab"], &[], None),
+        wanted(&["ab"], &["c"], None),
+        wanted(&[], &["ab", "c"], None),
+        wanted(&["ab", "c"], &[], Some("")),
+        wanted(&["ab", "c"], &[], Some("read")),
+    ];
+    let mut keys = Vec::new();
+    for wanted in &wants {
+        for actor in [&actor, &other] {
+            let grant = Grant {
+                subject: Some(&token),
+                actor: Some(actor),
+                ..Grant::new(&exchange, wanted)
+            };
+            keys.push(Key::of(&grant, false).ok().unwrap());
+        }
+        keys.push(Key::of(&Grant::new(&own, wanted), false).ok().unwrap());
+    }
+    for (id, secret) in [
+        ("me", "right"),
+        ("me", "wrong"),
+        ("meright", ""),
+        ("you", "right"),
+    ] {
+        let client = Arc::new(Client {
+            id: id.into(),
+            secret: Secret::new(secret.into()),
+        });
+        let grant = Grant {
+            client: Some(&client),
+            ..Grant::new(&own, &wants[0])
+        };
+        keys.push(Key::of(&grant, false).ok().unwrap());
+    }
+    let connection = Arc::new(Wanted::connection("github"));
+    for user in ["auth0|1", "auth0|2"] {
+        let grant = Grant {
+            user: Some(user),
+            ..Grant::new(&worker, &connection)
+        };
+        let key = Key::of(&grant, false).ok().unwrap();
+        assert!(
+            key == Key::of(&grant, false).ok().unwrap(),
+            "each signature differs, the key does not"
+        );
+        keys.push(key);
+    }
+    // The agent's own token has nothing to do with the caller.
+    keys.push(Key::of(&Grant::new(&exchange, &wants[0]), true).ok().unwrap());
+    for (i, a) in keys.iter().enumerate() {
+        assert!(keys[..i].iter().all(|b| a != b), "key {i}");
+    }
 }
 
 fn good(token: &str, ttl: Duration) -> Entry {
     let granted = Granted {
         token: Secret::new(token.into()),
         expires_in: None,
+        exhausted: None,
     };
     Entry::Good(Arc::new(Good::new(
         granted,
@@ -158,8 +263,10 @@ fn good(token: &str, ttl: Duration) -> Entry {
 }
 
 fn bad(ttl: Duration) -> Entry {
-    let text: Arc<str> = "x".into();
-    Entry::Bad(Error::new(ErrorKind::Busy, &text, &text, &text), ttl)
+    let root = rcgen::generate_simple_self_signed(vec!["x".into()]).unwrap();
+    let settings = settings("https://x.example/", vec![root.cert.der().clone()]);
+    let vault = Vault::new(settings, Arc::new(RootCertStore::empty())).unwrap();
+    Entry::Bad(Error::new(ErrorKind::Busy, &vault, &Wanted::default()), ttl)
 }
 
 fn key(n: u64) -> Key {
@@ -184,7 +291,7 @@ fn entries_end_each_at_its_own_time() {
     assert!(store.get(&key(3)).is_none());
     assert!(matches!(store.get(&key(4)), Some(Entry::Good(_))));
     // (moka frees ended entries with a timer wheel of about a second, so `len` is no witness here.)
-    store.flush();
+    store.flush(&Filter::default());
     assert_eq!(store.len(), 0);
 }
 

@@ -10,6 +10,15 @@ fn now() -> SystemTime {
 }
 
 fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Result<Granted, ErrorKind> {
+    answer_in(Dialect::TokenVault, status, headers, body)
+}
+
+fn answer_in(
+    dialect: Dialect,
+    status: u16,
+    headers: &[(&'static str, &str)],
+    body: &str,
+) -> Result<Granted, ErrorKind> {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
         map.insert(*name, value.parse().unwrap());
@@ -21,7 +30,12 @@ fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Result<G
         body: body.as_bytes(),
         complete: true,
     };
-    read(&reply, now(), &["subject-token-canary", "client-secret-canary"])
+    read(
+        &reply,
+        now(),
+        dialect,
+        &["subject-token-canary", "client-secret-canary"],
+    )
 }
 
 fn malformed(body: &str) -> Malformed {
@@ -176,7 +190,7 @@ fn what_is_no_token_response_is_refused() {
         complete: false,
     };
     assert!(matches!(
-        read(&reply, now(), &[]),
+        read(&reply, now(), Dialect::TokenVault, &[]),
         Err(ErrorKind::InvalidResponse(Malformed::TooLarge))
     ));
     for status in [201, 204, 302, 307, 308] {
@@ -436,4 +450,266 @@ fn what_is_kept_of_an_error_is_short_clean_and_without_secrets() {
     }
     assert!(echoes("is pw here", "pw"));
     assert!(!echoes("anything", ""));
+}
+
+/// Class of a refusal in a dialect.
+fn class_in(dialect: Dialect, status: u16, code: &str, description: &str) -> Class {
+    let json = serde_json::json!({"error": code, "error_description": description}).to_string();
+    match answer_in(dialect, status, &[], &json) {
+        Err(kind) => kind.class(),
+        Ok(_) => panic!("{status} {code} was taken"),
+    }
+}
+
+#[test]
+fn every_known_error_of_a_token_exchange_has_its_class() {
+    let (caller, denied, ours) = (
+        Class::ExchangeRefused,
+        Class::AccessDenied,
+        Class::VaultCredentials,
+    );
+    let rows: &[(u16, &str, &str, Class)] = &[
+        // RFC 8693 §2.2.2 and RFC 8707.
+        (400, "invalid_request", "The subject_token is malformed", caller),
+        (
+            400,
+            "invalid_request",
+            "Missing parameter: subject_token_type",
+            ours,
+        ),
+        (400, "invalid_target", "unknown audience", denied),
+        (400, "invalid_scope", "exceeds what was granted", denied),
+        (400, "invalid_grant", "", caller),
+        (401, "invalid_client", "Client authentication failed", ours),
+        (400, "unauthorized_client", "", ours),
+        (400, "unsupported_grant_type", "", ours),
+        (401, "", "", caller),
+        (403, "", "", denied),
+        (404, "", "", ours),
+        // Keycloak.
+        (
+            403,
+            "access_denied",
+            "Client is not within the token audience",
+            denied,
+        ),
+        (403, "access_denied", "Client not allowed to exchange", ours),
+        (400, "invalid_token", "Invalid token", caller),
+        (400, "invalid_request", "Invalid token", caller),
+        (400, "invalid_client", "Audience not found", ours),
+        (
+            400,
+            "invalid_request",
+            "Requested audience not available: orders",
+            denied,
+        ),
+        // Auth0 On-Behalf-Of.
+        (
+            400,
+            "invalid_request",
+            "Delegation chain (`act` claim) depth exceeds the maximum allowed limit of 4",
+            denied,
+        ),
+        (
+            403,
+            "access_denied",
+            "Client is not authorized to access \"x\". You need to create a \"client-grant\" associated to this API.",
+            ours,
+        ),
+        (403, "access_denied", "User did not authorize the request", denied),
+        (401, "unauthorized", "user is blocked", denied),
+        (
+            403,
+            "",
+            "Grant type 'urn:ietf:params:oauth:grant-type:token-exchange' not allowed for the client.",
+            ours,
+        ),
+        (400, "use_dpop_nonce", "", ours),
+        // Okta and Entra without more.
+        (400, "interaction_required", "", Class::InteractionRequired),
+        (400, "consent_required", "", Class::InteractionRequired),
+        (
+            400,
+            "invalid_grant",
+            "AADSTS500131: Assertion audience does not match",
+            caller,
+        ),
+        (429, "", "", Class::VaultRateLimited),
+        (503, "invalid_target", "", Class::VaultUnavailable),
+    ];
+    for &(status, code, text, class) in rows {
+        assert_eq!(
+            class_in(Dialect::Exchange, status, code, text),
+            class,
+            "{status} {code} {text}"
+        );
+    }
+}
+
+#[test]
+fn whose_client_it_was_decides_whose_fault_it_is() {
+    let rows = [
+        (
+            401,
+            "invalid_client",
+            Class::VaultCredentials,
+            Class::ExchangeRefused,
+        ),
+        (401, "", Class::VaultCredentials, Class::ExchangeRefused),
+        (
+            400,
+            "invalid_grant",
+            Class::VaultCredentials,
+            Class::ExchangeRefused,
+        ),
+        (403, "access_denied", Class::VaultCredentials, Class::AccessDenied),
+        (
+            401,
+            "access_denied",
+            Class::VaultCredentials,
+            Class::ExchangeRefused,
+        ),
+        (
+            400,
+            "unauthorized_client",
+            Class::VaultCredentials,
+            Class::AccessDenied,
+        ),
+        (400, "invalid_scope", Class::VaultCredentials, Class::AccessDenied),
+        (
+            400,
+            "invalid_target",
+            Class::VaultCredentials,
+            Class::AccessDenied,
+        ),
+        (403, "", Class::VaultCredentials, Class::AccessDenied),
+        (
+            400,
+            "invalid_request",
+            Class::VaultCredentials,
+            Class::VaultCredentials,
+        ),
+        (
+            400,
+            "interaction_required",
+            Class::VaultCredentials,
+            Class::InteractionRequired,
+        ),
+        (
+            400,
+            "unsupported_grant_type",
+            Class::VaultCredentials,
+            Class::VaultCredentials,
+        ),
+        (429, "", Class::VaultRateLimited, Class::VaultRateLimited),
+        (
+            500,
+            "invalid_client",
+            Class::VaultUnavailable,
+            Class::VaultUnavailable,
+        ),
+    ];
+    for (status, code, own, callers) in rows {
+        assert_eq!(class_in(Dialect::Own, status, code, ""), own, "{status} {code}");
+        assert_eq!(
+            class_in(Dialect::CallersClient, status, code, ""),
+            callers,
+            "{status} {code}"
+        );
+    }
+    let text = "Grant type 'client_credentials' not allowed for the client.";
+    assert_eq!(
+        class_in(Dialect::CallersClient, 403, "unauthorized_client", text),
+        Class::AccessDenied
+    );
+    assert_eq!(
+        class_in(Dialect::Own, 403, "unauthorized_client", text),
+        Class::VaultCredentials
+    );
+}
+
+#[test]
+fn what_the_user_has_to_do_is_handed_on_if_it_is_safe() {
+    let interaction = |members: Value| {
+        let mut json = serde_json::json!({"error": "interaction_required", "error_description": "x"});
+        json.as_object_mut()
+            .unwrap()
+            .extend(members.as_object().unwrap().clone());
+        match answer_in(Dialect::Exchange, 400, &[], &json.to_string()) {
+            Err(ErrorKind::Interaction { interaction, .. }) => interaction,
+            _ => panic!("no interaction"),
+        }
+    };
+    let url = "https://idp.example/consent?ticket=1";
+    assert_eq!(
+        interaction(serde_json::json!({"interaction_uri": url}))
+            .connect_url
+            .as_deref(),
+        Some(url)
+    );
+    let claims = r#"{"access_token":{"polids":{"essential":true,"values":["1"]}}}"#;
+    assert_eq!(
+        interaction(serde_json::json!({"claims": claims}))
+            .claims
+            .as_deref(),
+        Some(claims)
+    );
+    let long = format!("https://idp.example/{}", "x".repeat(INTERACTION_BYTES));
+    for bad in [
+        "http://idp.example/",
+        "javascript:alert(1)",
+        "",
+        "https://",
+        &long,
+        "https://x/subject-token-canary",
+        "https://x/\n",
+    ] {
+        assert_eq!(
+            interaction(serde_json::json!({"interaction_uri": bad})).connect_url,
+            None,
+            "{bad}"
+        );
+    }
+    for bad in ["[]", "{", "", "null", "{\"a\":\"client-secret-canary\"}"] {
+        assert_eq!(
+            interaction(serde_json::json!({"claims": bad})).claims,
+            None,
+            "{bad}"
+        );
+    }
+    for odd in [
+        Value::Null,
+        serde_json::json!({"a": 1}),
+        serde_json::json!(["https://x/"]),
+    ] {
+        let none = interaction(serde_json::json!({"interaction_uri": odd, "claims": odd}));
+        assert_eq!(*none, Interaction::default());
+    }
+    // Entra says it by a second code, too.
+    let json = r#"{"error":"invalid_grant","suberror":"consent_required","error_description":"AADSTS65001"}"#;
+    let kind = answer_in(Dialect::Exchange, 400, &[], json).err().unwrap();
+    assert_eq!(kind.class(), Class::InteractionRequired);
+}
+
+#[test]
+fn a_used_up_allowance_is_respected_before_it_hurts() {
+    let body = r#"{"access_token":"t"}"#;
+    let exhausted = |remaining: &str, reset: u64| {
+        let headers = [
+            ("x-ratelimit-remaining", remaining),
+            ("x-ratelimit-reset", &*reset.to_string()),
+        ];
+        answer(200, &headers, body).unwrap().exhausted
+    };
+    assert_eq!(exhausted("0", NOW + 7), Some(Duration::from_secs(7)));
+    assert_eq!(exhausted("0", NOW + 86_400), Some(RATE_LIMIT_WAIT));
+    assert_eq!(exhausted("0", NOW), None);
+    assert_eq!(exhausted("1", NOW + 7), None);
+    assert_eq!(exhausted("none", NOW + 7), None);
+    assert_eq!(answer(200, &[], body).unwrap().exhausted, None);
+    // Throttling by address lasts longer than a rate limit.
+    let throttled = refusal(429, r#"{"error":"too_many_attempts"}"#);
+    assert!(
+        matches!(throttled, ErrorKind::RateLimited { retry_after, .. } if retry_after == RATE_LIMIT_WAIT)
+    );
 }

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,8 +18,11 @@ use rustls::RootCertStore;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::limits;
+use crate::policy::Wanted;
 use crate::secret::Secret;
-use crate::token::{ClientAuth, Encoding, Grant, Vault, VaultSettings};
+use crate::token::request::Ask;
+use crate::token::settings::{Pacing, TokenVault};
+use crate::token::{ClientAuth, Encoding, Grant, Kind, Vault, VaultSettings};
 
 pub const CLIENT_ID: &str = "client:one &";
 pub const CLIENT_SECRET: &str = "CANARY-client secret:%&+é";
@@ -140,6 +143,15 @@ impl Fake {
         alpn: &[&str],
         script: impl Fn(usize, &Call) -> Answer + Send + Sync + 'static,
     ) -> Self {
+        Self::believing(alpn, None, script).await
+    }
+
+    /// As [`Fake::speaking`], for clients with this certificate only, who need no secret.
+    pub async fn believing(
+        alpn: &[&str],
+        client: Option<CertificateDer<'static>>,
+        script: impl Fn(usize, &Call) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
         let cert = rcgen::CertificateParams::new(vec!["127.0.0.1".into()])
             .unwrap()
@@ -148,12 +160,20 @@ impl Fake {
         let root = cert.der().clone();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        let tls = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![root.clone()], key)
             .unwrap();
+        let tls = match client {
+            None => tls.with_no_client_auth(),
+            Some(client) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(client).unwrap();
+                let verifier =
+                    rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
+                tls.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let mut tls = tls.with_single_cert(vec![root.clone()], key).unwrap();
         tls.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -176,8 +196,9 @@ impl Fake {
                     connections.spawn(async move {
                         // A client that does not trust us ends the handshake; that is its test.
                         let Ok(stream) = tls.accept(tcp).await else { return };
+                        let known = stream.get_ref().1.peer_certificates().is_some();
                         let service =
-                            hyper::service::service_fn(move |request| serve(shared.clone(), request));
+                            hyper::service::service_fn(move |request| serve(shared.clone(), known, request));
                         let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                         let io = TokioIo::new(stream);
                         if h2 {
@@ -241,16 +262,18 @@ impl Fake {
 pub fn settings(endpoint: &str, extra_roots: Vec<CertificateDer<'static>>) -> VaultSettings {
     VaultSettings {
         name: "main".into(),
+        kind: Kind::TokenVault(TokenVault::default()),
         token_endpoint: endpoint.parse().unwrap(),
+        discover: false,
         client_id: CLIENT_ID.into(),
-        client_secret: Secret::new(CLIENT_SECRET.into()),
-        client_auth: ClientAuth::SecretPost,
+        client_auth: ClientAuth::SecretPost(Secret::new(CLIENT_SECRET.into())),
         encoding: Encoding::Form,
         extra_roots,
         timeout: limits::TOKEN_TIME,
-        requested_token_type: None,
         ttl_default: limits::TOKEN_TTL_DEFAULT,
         ttl_max: limits::TOKEN_TTL_MAX,
+        pacing: Pacing::default(),
+        when: Vec::new(),
     }
 }
 
@@ -259,21 +282,33 @@ pub fn subject(text: &str) -> Arc<Secret> {
 }
 
 pub fn grant<'a>(vault: &'a Arc<Vault>, subject: &'a Arc<Secret>) -> Grant<'a> {
+    static WANTED: LazyLock<Arc<Wanted>> = LazyLock::new(|| Arc::new(Wanted::connection("github")));
     Grant {
-        vault,
-        connection: "github",
+        subject: Some(subject),
+        ..Grant::new(vault, &WANTED)
+    }
+}
+
+/// What `subject` asks for `wanted`, and no more.
+pub(in crate::token) fn ask<'a>(wanted: &'a Wanted, subject: Option<&'a Secret>) -> Ask<'a> {
+    Ask {
+        wanted,
         login_hint: None,
         subject,
+        actor: None,
+        user: None,
+        own: false,
     }
 }
 
 async fn serve(
     shared: Arc<Shared>,
+    known: bool,
     request: http::Request<hyper::body::Incoming>,
 ) -> Result<http::Response<Answering>, std::io::Error> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
-    let answer = match expected(&head, &body) {
+    let answer = match expected(&head, &body, known) {
         Ok(call) => {
             let running = Running::start(&shared);
             let number = {
@@ -323,7 +358,7 @@ impl Drop for Running {
 }
 
 /// Checks a call as strictly as a vault would, and more.
-fn expected(head: &http::request::Parts, body: &[u8]) -> Result<Call, String> {
+fn expected(head: &http::request::Parts, body: &[u8], known: bool) -> Result<Call, String> {
     if head.method != http::Method::POST || head.uri.path() != "/oauth/token" || head.uri.query().is_some() {
         return Err(format!("{} {}", head.method, head.uri));
     }
@@ -366,7 +401,9 @@ fn expected(head: &http::request::Parts, body: &[u8]) -> Result<Call, String> {
             (decode(id), decode(secret))
         }
     };
-    if id.as_deref() != Some(CLIENT_ID) || secret.as_deref() != Some(CLIENT_SECRET) {
+    // A certificate stands for the secret.
+    let wanted = (!known).then_some(CLIENT_SECRET);
+    if id.as_deref() != Some(CLIENT_ID) || secret.as_deref() != wanted {
         return Err("client_id or client_secret".into());
     }
     for (name, value) in [

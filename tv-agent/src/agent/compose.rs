@@ -1,0 +1,96 @@
+//! From a configuration to what connections and requests decide by.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+
+use super::{Error, keys};
+use crate::config::{Capture, Config, Quic};
+use crate::dial::Dialer;
+use crate::metrics::Metrics;
+use crate::policy::Routes;
+use crate::secret::Secret;
+use crate::sign::{self, KeySets};
+use crate::snapshot::Snapshot;
+use crate::strays;
+use crate::token::{CheckToken, Vault};
+use crate::upstream::{Upstreams, roots};
+use crate::verify::Verifier;
+use crate::workload;
+
+/// `before`: the key sets in force, which stay where nothing is new about them.
+pub(super) fn snapshot(
+    config: Config,
+    dialer: &Dialer,
+    own_root: &CertificateDer<'static>,
+    metrics: &Metrics,
+    before: Option<&KeySets>,
+) -> Result<Snapshot, Error> {
+    let own = std::slice::from_ref(own_root);
+    let mut verifiers = HashMap::new();
+    for (name, verifier) in config.verifiers {
+        let roots = roots::compose(&verifier.extra_roots, own).map_err(|source| Error::VerifierRoots {
+            verifier: name.clone(),
+            source,
+        })?;
+        let made = Verifier::new(verifier.settings, Arc::new(roots)).map_err(|source| Error::Verifier {
+            verifier: name.clone(),
+            source,
+        })?;
+        verifiers.insert(name, Arc::new(made));
+    }
+    let mut vaults = HashMap::new();
+    for (name, vault) in config.vaults {
+        let roots = roots::compose(&vault.extra_roots, own).map_err(|source| Error::VaultRoots {
+            vault: name.clone(),
+            source,
+        })?;
+        let mut made = Vault::new(vault.settings, Arc::new(roots))?;
+        if let Some(verifier) = vault.validate.and_then(|name| verifiers.get(&name)) {
+            made = made.checked_by(verifier.clone());
+        }
+        vaults.insert(name, Arc::new(made));
+    }
+    let keysets = keys::open(config.keysets, &config.keysets_dir, own, before)?;
+    let mut signers = HashMap::new();
+    for (name, settings) in config.signers {
+        signers.insert(name, Arc::new(sign::SigningVault::new(settings, &keysets)?));
+    }
+    let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
+    let scope = strays::Scope {
+        ports: config.intercept.ports,
+        bypass: config.intercept.bypass,
+        block_quic: config.intercept.quic == Quic::Block,
+        narrowed: !matches!(config.intercept.capture, Capture::All),
+    };
+    Ok(Snapshot {
+        scope: Arc::new(scope),
+        routes: Routes::new(config.routes),
+        vaults,
+        verifiers,
+        signers,
+        keysets,
+        on_unknown_name: config.intercept.on_unknown_name,
+        upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
+        pods: match config.intercept.pod_facts {
+            Some(path) => Arc::new(workload::Directory::new(path)),
+            None => Arc::new(workload::NoFacts),
+        },
+    })
+}
+
+impl CheckToken for Verifier {
+    fn check<'a>(
+        &'a self,
+        token: &'a Secret,
+    ) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + 'a>> {
+        Box::pin(async move {
+            let checked = Verifier::check(self, token).await;
+            checked
+                .map(drop)
+                .map_err(|error| error.refusal("token that the vault gave").description)
+        })
+    }
+}

@@ -1,0 +1,85 @@
+//! The HTTPS client for servers that the operator named (token endpoints, issuers), and bounded reads of what
+//! they answer. Side module.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Why a client cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+    #[error("the client's certificate and its key do not go together")]
+    Identity(#[source] rustls::Error),
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+}
+
+/// A client that trusts `roots` only: https only, no proxy, no redirect, no cookie, no decoding.
+///
+/// # Errors
+/// When TLS or the client cannot be set up, which is a defect of the build.
+pub fn client(roots: Arc<RootCertStore>) -> Result<reqwest::Client, Error> {
+    client_as(roots, None)
+}
+
+/// A certificate chain and its key, by which a client proves who it is (RFC 8705).
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// As [`client`], with a certificate of its own.
+///
+/// # Errors
+/// When certificate and key do not go together, too.
+pub fn client_as(roots: Arc<RootCertStore>, identity: Option<Identity>) -> Result<reqwest::Client, Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?
+        .with_root_certificates(roots);
+    let mut tls = match identity {
+        Some((chain, key)) => tls.with_client_auth_cert(chain, key).map_err(Error::Identity)?,
+        None => tls.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .user_agent(concat!("tv-agent/", env!("CARGO_PKG_VERSION")))
+        .pool_idle_timeout(Duration::from_secs(30))
+        // A connection that died silently is noticed before it costs many callers their time-out.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .http2_keep_alive_timeout(Duration::from_secs(5))
+        .build()
+        .map_err(Error::Client)
+}
+
+/// Reads the answer's body into `body`, until that holds `limit` bytes. False: there is more.
+///
+/// # Errors
+/// When the connection breaks before the body's end.
+pub async fn fill(
+    answer: &mut reqwest::Response,
+    body: &mut Vec<u8>,
+    limit: usize,
+) -> Result<bool, reqwest::Error> {
+    while let Some(chunk) = answer.chunk().await? {
+        let left = limit.saturating_sub(body.len());
+        body.extend_from_slice(&chunk[..chunk.len().min(left)]);
+        if chunk.len() > left {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// An error and its sources in one line.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
