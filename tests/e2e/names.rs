@@ -116,7 +116,14 @@ fn an_agent_later_than_its_workload_looks_at_everything_for_a_while() {
         let older = process::start(older.arg("600").stdin(Stdio::null())).unwrap();
         get(&daemon, &url, &[], &plain);
         assert!(left_alone(&daemon) > 0 && tunnelled(&daemon) == 0);
+        // The programs go on reading while no agent runs.
         daemon.stop();
+        daemon.restart().unwrap();
+        get(&daemon, &url, &[], &plain);
+        assert_eq!(tunnelled(&daemon), 0);
+        assert_eq!(narrowing(world, &daemon)["all_unsure_s"], 0);
+        daemon.stop();
+        world.tv_agent(&["cleanup"]).unwrap().expect_success();
         daemon.restart().unwrap();
         get(&daemon, &url, &[], &plain);
         assert_eq!((left_alone(&daemon), tunnelled(&daemon)), (0, 1));

@@ -1,6 +1,6 @@
 //! `tv-agent run --take-over`: what is open goes on, what comes is served, and who fails changes nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -269,7 +269,7 @@ fn one_that_fails_leaves_the_running_one_as_it_was() {
             ),
         ];
         let links = || {
-            let below = std::fs::read_dir(Path::new(DEFAULT_PIN_ROOT).join("v1/daemon")).unwrap();
+            let below = std::fs::read_dir(pins()).unwrap();
             let names = below.map(|entry| entry.unwrap().file_name().into_string().unwrap());
             let mut links: Vec<_> = names
                 .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
@@ -416,6 +416,10 @@ fn cleanup_takes_all_that_a_dead_daemon_left() {
     });
 }
 
+fn pins() -> PathBuf {
+    Path::new(DEFAULT_PIN_ROOT).join(format!("v{}/daemon", tv_ebpf::ABI_VERSION))
+}
+
 /// From mkdir() to the last program being attached. A service manager needs longer to start a process there.
 #[test]
 fn a_cgroup_that_is_made_again_is_covered_at_once() {
@@ -423,7 +427,7 @@ fn a_cgroup_that_is_made_again_is_covered_at_once() {
         const ROUNDS: usize = 200;
         let daemon = world.daemon("at-once", world.config()).unwrap();
         let directory = daemon.cgroup().path().to_owned();
-        let pins = Path::new(DEFAULT_PIN_ROOT).join("v1/daemon");
+        let pins = pins();
         let mut times = Vec::new();
         for _ in 0..ROUNDS {
             std::fs::remove_dir(&directory).unwrap();

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 
 use super::{Error, Redirect};
@@ -26,16 +27,18 @@ pub fn count_usage() -> io::Result<OwnedFd> {
 }
 
 impl Redirect {
-    /// The account of each program, by name.
+    /// The account of each program that is loaded, by name.
     ///
     /// # Errors
     /// When the kernel does not tell.
     pub fn usage(&self) -> Result<Vec<Usage>, Error> {
         let mut programs: Vec<Usage> = Vec::new();
         for (name, program) in self.ebpf.programs() {
-            let info = program
-                .info()
-                .map_err(|error| Error::Object(Box::new(error.into())))?;
+            let info = match program.info() {
+                // The one for `capture: dns`, which another policy needs not.
+                Err(ProgramError::NotLoaded) => continue,
+                told => told.map_err(|error| Error::Object(Box::new(error.into())))?,
+            };
             programs.push(Usage {
                 program: name.to_owned(),
                 runs: info.run_count(),
