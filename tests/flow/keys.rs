@@ -39,7 +39,11 @@ async fn keys_of_a_url_are_read_again_and_stay_when_it_fails() {
     let says = Arc::new(Mutex::new(String::new()));
     let answer = says.clone();
     let origin = raw_origin(&pki.leaf(&["127.0.0.1"]), &["http/1.1"], move |mut stream, _| {
-        let answer = answer.lock().unwrap().clone();
+        // Said, or the client would use the connection once more, and meet its end.
+        let answer = answer
+            .lock()
+            .unwrap()
+            .replacen("\r\n", "\r\nconnection: close\r\n", 1);
         async move {
             read_head(&mut stream).await;
             // The agent may have had enough.
