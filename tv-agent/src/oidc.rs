@@ -102,3 +102,24 @@ impl Issuer {
         self.keys.after(known).await
     }
 }
+/// For the fuzz targets, which see only what is public.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use jsonwebtoken::Algorithm;
+
+    pub const ALGORITHMS: [Algorithm; 5] = [
+        Algorithm::RS256,
+        Algorithm::PS512,
+        Algorithm::ES256,
+        Algorithm::EdDSA,
+        Algorithm::HS256,
+    ];
+
+    pub fn document(bytes: &[u8]) {
+        let issuer = url::Url::parse("https://i.example/").expect("an address");
+        if let Ok(found) = super::discovery::read(bytes, &issuer) {
+            let addresses = [found.jwks_uri, found.token_endpoint, found.introspection_endpoint];
+            assert!(addresses.iter().flatten().all(|url| url.scheme() == "https"));
+        }
+    }
+}

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod fuzz;
 mod kernels;
 mod process;
 mod recipe;
@@ -54,6 +55,11 @@ const COMMANDS: &[Command] = &[
         "soak",
         "[upgrade] [kill] agents that come and go under load, for minutes; needs root",
         soak::run,
+    ),
+    (
+        "fuzz",
+        "[SECONDS] [TARGET…] what others send, changed at random",
+        fuzz::run,
     ),
     (
         "ci",

@@ -48,7 +48,7 @@ fn places(issuer: &Url) -> [Url; 2] {
 }
 
 /// Reads a document of `issuer`. Pure.
-fn read(bytes: &[u8], issuer: &Url) -> Result<Document, Rejected> {
+pub(super) fn read(bytes: &[u8], issuer: &Url) -> Result<Document, Rejected> {
     let members = json::object(bytes)?;
     let found = string(&members, "issuer")?.ok_or(Rejected::NoString("issuer"))?;
     // RFC 8414 §3.3: identical. A parsed address has a slash where a bare host was written.

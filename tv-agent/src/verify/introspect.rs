@@ -262,7 +262,7 @@ async fn call(client: &reqwest::Client, endpoint: &Url, request: &Request) -> Re
 }
 
 /// The members of an answer about an active token; None: it is not active. Pure.
-fn read(body: &[u8]) -> Result<Option<Map<String, Value>>, Fault> {
+pub(super) fn read(body: &[u8]) -> Result<Option<Map<String, Value>>, Fault> {
     let members = oidc::object(body).map_err(Fault::NotJson)?;
     match members.get("active") {
         Some(Value::Bool(true)) => Ok(Some(members)),
