@@ -7,8 +7,6 @@ use std::process::Command;
 use super::{Kernel, NEWEST, failed, read};
 use crate::{Failed, Outcome, process};
 
-/// Where the machine itself has no such archive.
-const MIRROR: &str = "http://deb.debian.org";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Depends on the newest kernel of its suite. The cloud flavour has what a virtual machine needs, and is small.
 const META: &str = "linux-image-cloud-amd64";
@@ -91,18 +89,29 @@ fn unpack(kernel: &Kernel, apt: &Apt, staging: &Path) -> Outcome {
     fs::write(staging.join("release"), release).map_err(failed(staging))
 }
 
-/// Where this machine gets `archive` from; Debian's own otherwise.
-fn mirror(archive: &str) -> String {
+/// Where this machine gets `archive` from.
+fn mirror(archive: &str) -> Result<String, Failed> {
     let mut apt = Command::new("apt-get");
     apt.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]);
     let known = process::output(&mut apt).unwrap_or_default();
-    archive_among(&known, archive).unwrap_or_else(|| format!("{MIRROR}/{archive}"))
+    archive_among(&known, archive).ok_or_else(|| {
+        Failed(format!(
+            "apt knows no mirror of Debian's archive `{archive}`; add one to /etc/apt/sources.list.d"
+        ))
+    })
 }
 
+/// The archive itself, or the place beside another one of Debian's.
 fn archive_among(addresses: &str, archive: &str) -> Option<String> {
-    let mut addresses = addresses.lines().map(|address| address.trim_end_matches('/'));
-    let found = addresses.find(|address| address.rsplit('/').next() == Some(archive));
-    found.map(str::to_owned)
+    let mut beside = None;
+    for address in addresses.lines().map(|address| address.trim_end_matches('/')) {
+        match address.rsplit_once('/') {
+            Some((_, name)) if name == archive => return Some(address.to_owned()),
+            Some((mirror, "debian" | "debian-security")) => beside = Some(format!("{mirror}/{archive}")),
+            _ => {}
+        }
+    }
+    beside
 }
 
 /// The packages that hold the kernel, of all that the meta package draws in.
@@ -173,7 +182,7 @@ impl Apt {
             fs::create_dir_all(&directory).map_err(failed(&directory))?;
         }
         // Only the index of packages: sid's other ones are large.
-        let from = mirror(archive);
+        let from = mirror(archive)?;
         let line = format!("deb [signed-by={KEYRING} target=Packages] {from} {suite} main\n");
         fs::write(apt.directory.join("sources.list"), line).map_err(failed(&apt.directory))?;
         apt.run(apt.command("apt-get").args(["update", "--error-on=any"]))?;
@@ -247,6 +256,10 @@ mod tests {
         assert_eq!(
             archive_among(known, "debian").as_deref(),
             Some("http://mirror.example/debian")
+        );
+        assert_eq!(
+            archive_among("http://mirror.example/debian/\n", "debian-security").as_deref(),
+            Some("http://mirror.example/debian-security")
         );
         assert_eq!(archive_among("https://example.com/ubuntu/\n", "debian"), None);
     }
