@@ -1,7 +1,6 @@
 //! Narrowing: `capture: dns` by the answers that workloads receive, `capture: cidr` by prefix.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +16,7 @@ use tv_agent::redirect::{Capture, Narrow as _, RoutedName};
 use tv_ebpf::abi::{CANDIDATE_ENTRIES, INGRESS};
 use tv_ebpf::answer::{FLOOR, MESSAGE_BYTES, STEPS};
 use tv_tests::probe::Probe;
+use tv_tests::sandbox::bound;
 
 use crate::world::{Agent, ORIGIN4, ORIGIN6, OTHER4, Origin, World, address, named, with_world};
 
@@ -33,7 +33,7 @@ struct Server {
 
 impl Server {
     fn start(at: &str, answer: impl Fn(&Message) -> Vec<u8> + Send + 'static) -> Self {
-        let socket = bound(at);
+        let socket = bound(|| UdpSocket::bind(at)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -55,19 +55,6 @@ impl Server {
     /// Answers each question with these records.
     fn with(at: &str, records: Vec<Record>) -> Self {
         Self::start(at, move |query| reply(query, &records).to_vec().unwrap())
-    }
-}
-
-/// A process that another test just forked holds a copy of the last server's socket until it execs.
-fn bound(at: &str) -> UdpSocket {
-    let until = Instant::now() + Duration::from_secs(10);
-    loop {
-        match UdpSocket::bind(at) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
-                thread::sleep(Duration::from_millis(5));
-            }
-            bound => return bound.unwrap(),
-        }
     }
 }
 
@@ -318,7 +305,7 @@ fn names_looked_up_out_of_sight_make_unsure() {
         assert!(!captured(agent, workload, ORIGIN4));
         for (port, options) in [(53, ""), (853, ""), (53, "mapped"), (53, "fastopen=connect")] {
             let server = format!("198.51.100.9:{port}");
-            let _listener = std::net::TcpListener::bind(&server).unwrap();
+            let _listener = bound(|| TcpListener::bind(&server)).unwrap();
             let before = agent.count("dns_unseen");
             workload.tcp(&server, options).unwrap();
             assert!(agent.count("dns_unseen") > before, "{server} {options}");
@@ -336,7 +323,7 @@ fn a_stream_of_answers_keeps_its_namespace_unsure() {
         world.policy.capture = by_name(Duration::from_millis(300));
         let agent = world.agent();
         let mut workload = world.workload();
-        let listener = std::net::TcpListener::bind("198.51.100.9:53").unwrap();
+        let listener = bound(|| TcpListener::bind("198.51.100.9:53")).unwrap();
         workload.tcp("198.51.100.9:53", "").unwrap();
         let (mut stream, _) = listener.accept().unwrap();
         let until = Instant::now() + Duration::from_secs(2);

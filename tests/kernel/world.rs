@@ -313,7 +313,7 @@ impl Doors {
 }
 
 fn flagged(at: &str, handles: &Handles) -> TcpListener {
-    let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+    let listener = sandbox::bound(|| TcpListener::bind(at)).unwrap_or_else(|error| panic!("{at}: {error}"));
     handles.flag(listener.as_fd()).expect("flagged");
     listener.set_nonblocking(true).expect("non-blocking");
     listener
@@ -321,7 +321,8 @@ fn flagged(at: &str, handles: &Handles) -> TcpListener {
 
 impl Origin {
     pub fn listen(at: &str) -> Self {
-        let listener = TcpListener::bind(at).unwrap_or_else(|error| panic!("{at}: {error}"));
+        let listener =
+            sandbox::bound(|| TcpListener::bind(at)).unwrap_or_else(|error| panic!("{at}: {error}"));
         listener.set_nonblocking(true).expect("non-blocking");
         Self(listener)
     }

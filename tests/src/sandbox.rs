@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -159,6 +160,23 @@ fn has_capabilities() -> io::Result<bool> {
     Ok([CAP_NET_ADMIN, CAP_SYS_ADMIN]
         .iter()
         .all(|bit| effective & (1 << bit) != 0))
+}
+
+/// Binds as soon as the address is free: a process that another test just forked holds copies of this process's
+/// sockets, those that are closed since included, until it execs.
+///
+/// # Errors
+/// What `bind` says at last; that the address is in use, after ten seconds.
+pub fn bound<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
 }
 
 #[cfg(test)]
