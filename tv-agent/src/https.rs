@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 /// Why a client cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -82,4 +84,14 @@ pub async fn fill(
 pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let chain = std::iter::successors(Some(error), |e| e.source());
     chain.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// A client's credentials for HTTP Basic, without the scheme (RFC 6749 §2.3.1): both parts form-urlencoded, so that a
+/// colon in either cannot move the border.
+pub fn basic(id: &str, secret: &str) -> Zeroizing<String> {
+    let mut pair = Zeroizing::new(String::with_capacity(3 * (id.len() + secret.len()) + 1));
+    pair.extend(url::form_urlencoded::byte_serialize(id.as_bytes()));
+    pair.push(':');
+    pair.extend(url::form_urlencoded::byte_serialize(secret.as_bytes()));
+    Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(pair.as_bytes()))
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
@@ -208,10 +207,10 @@ fn authenticate<'a>(
         ]
     };
     Ok(match (&settings.client_auth, client) {
-        (ClientAuth::CallerBasic, Some(client)) => Some(basic(&client.id, client.secret.expose())),
+        (ClientAuth::CallerBasic, Some(client)) => Some(https::basic(&client.id, client.secret.expose())),
         (_, Some(client)) => add(in_body(&client.id, &client.secret)),
         (ClientAuth::SecretPost(secret), None) => add(in_body(id, secret)),
-        (ClientAuth::SecretBasic(secret), None) => Some(basic(id, secret.expose())),
+        (ClientAuth::SecretBasic(secret), None) => Some(https::basic(id, secret.expose())),
         (ClientAuth::PrivateKeyJwt { signer, audience }, None) => {
             let assertion = signer
                 .client(id, audience, now, &unique())
@@ -280,15 +279,6 @@ impl Serialize for Object<'_> {
         }
         map.end()
     }
-}
-
-/// RFC 6749 §2.3.1: both parts form-urlencoded, so that a colon in either cannot move the border.
-fn basic(id: &str, secret: &str) -> Zeroizing<String> {
-    let mut pair = Zeroizing::new(String::with_capacity(3 * (id.len() + secret.len()) + 1));
-    pair.extend(url::form_urlencoded::byte_serialize(id.as_bytes()));
-    pair.push(':');
-    pair.extend(url::form_urlencoded::byte_serialize(secret.as_bytes()));
-    Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(pair.as_bytes()))
 }
 
 struct Received {

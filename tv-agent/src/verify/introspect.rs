@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
@@ -195,7 +193,10 @@ impl Request {
         let authorization = match &settings.auth {
             Auth::None => None,
             Auth::Raw(value) => Some(Zeroizing::new(value.expose().to_owned())),
-            Auth::Basic { id, secret } => Some(basic(id, secret.expose())),
+            Auth::Basic { id, secret } => {
+                let encoded = https::basic(id, secret.expose());
+                Some(Zeroizing::new(format!("Basic {}", encoded.as_str())))
+            }
             Auth::Post { id, secret } => {
                 body.append_pair("client_id", id)
                     .append_pair("client_secret", secret.expose());
@@ -212,16 +213,6 @@ impl Request {
             }),
         }
     }
-}
-
-/// RFC 6749 §2.3.1: both parts form-urlencoded, so that a colon in either cannot move the border.
-fn basic(id: &str, secret: &str) -> Zeroizing<String> {
-    let mut pair = Zeroizing::new(String::with_capacity(3 * (id.len() + secret.len()) + 1));
-    pair.extend(url::form_urlencoded::byte_serialize(id.as_bytes()));
-    pair.push(':');
-    pair.extend(url::form_urlencoded::byte_serialize(secret.as_bytes()));
-    let encoded = Zeroizing::new(BASE64.encode(pair.as_bytes()));
-    Zeroizing::new(format!("Basic {}", encoded.as_str()))
 }
 
 async fn call(client: &reqwest::Client, endpoint: &Url, request: &Request) -> Result<Answer, Fault> {
@@ -274,6 +265,8 @@ pub(super) fn read(body: &[u8]) -> Result<Option<Map<String, Value>>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD as BASE64;
 
     #[test]
     fn only_true_is_active() {

@@ -9,6 +9,7 @@ use crate::token::Malformed;
 use crate::token::settings::{Kind, TokenVault};
 use crate::token::tests::fake::ask;
 use crate::token::tests::fake::{Answer, Body, CLIENT_ID, CLIENT_SECRET, Fake, settings};
+use base64::Engine as _;
 
 async fn call(vault: &Vault, hint: Option<&str>) -> Result<Granted, ErrorKind> {
     let subject = Secret::new("subject&token=ü".into());
@@ -83,7 +84,7 @@ async fn options_of_the_request() {
 
 #[test]
 fn basic_is_form_encoded_before_base64() {
-    let value = basic(CLIENT_ID, CLIENT_SECRET);
+    let value = https::basic(CLIENT_ID, CLIENT_SECRET);
     let plain = base64::engine::general_purpose::STANDARD
         .decode(value.as_str())
         .unwrap();
