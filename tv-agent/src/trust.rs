@@ -6,6 +6,7 @@
 
 mod env;
 mod hash;
+mod ledger;
 mod store;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+pub use ledger::{Installation, Ledger, MntnsId, StoreKind, Unreached};
 use store::Store;
 
 /// What to give a command so that it trusts the CA. The files that it names live as long as the directory that

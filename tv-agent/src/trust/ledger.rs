@@ -1,0 +1,123 @@
+//! What was put into which mount namespace, and since when: the memory that the redirect asks.
+//!
+//! Written by whoever installs, read by connections and by `trust list`. Nothing here touches the system.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// What tells a living mount namespace from all others that live now: device and inode of its nsfs file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MntnsId {
+    pub dev: u64,
+    pub ino: u64,
+}
+
+/// What a runtime may take its roots from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreKind {
+    /// One PEM file of the system.
+    Bundle,
+    /// A directory with hashed names, as OpenSSL looks into.
+    Directory,
+    /// A `cacert.pem` that a Python package (certifi, pip) brings.
+    Certifi,
+    /// A JKS or PKCS12 file of a Java runtime.
+    Java,
+}
+
+/// A store that did not take the CA.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreached {
+    pub path: PathBuf,
+    pub why: String,
+}
+
+/// What is in place in one mount namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installation {
+    /// When the last of it came into place, since boot (CLOCK_BOOTTIME): processes that are older may have read
+    /// their stores before.
+    pub at: Duration,
+    /// SHA-256 of each root that is trusted there now, hexadecimal.
+    pub roots: BTreeSet<String>,
+    pub stores: BTreeSet<StoreKind>,
+    pub unreached: Vec<Unreached>,
+}
+
+/// Cheap to clone; all clones are one.
+#[derive(Clone, Default)]
+pub struct Ledger(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    namespaces: Mutex<HashMap<MntnsId, Installation>>,
+    /// Counts up with each change, for those who wait.
+    changes: watch::Sender<u64>,
+}
+
+impl Ledger {
+    /// An installation was tried in `id`, and this is what is there now. Also when nothing could be done.
+    pub fn installed(&self, id: MntnsId, installation: Installation) {
+        self.namespaces().insert(id, installation);
+        self.0.changes.send_modify(|count| *count += 1);
+    }
+
+    /// `id` is gone, or what was put there was taken away.
+    pub fn removed(&self, id: MntnsId) {
+        self.namespaces().remove(&id);
+        self.0.changes.send_modify(|count| *count += 1);
+    }
+
+    /// What is in place in `id`; None when nobody has tried yet.
+    pub fn installation(&self, id: MntnsId) -> Option<Installation> {
+        self.namespaces().get(&id).cloned()
+    }
+
+    /// Waits until an installation was tried in `id`, at most `limit`; whether it was.
+    pub async fn settled(&self, id: MntnsId, limit: Duration) -> bool {
+        let mut changes = self.0.changes.subscribe();
+        let there = changes.wait_for(|_| self.namespaces().contains_key(&id));
+        tokio::time::timeout(limit, there)
+            .await
+            .is_ok_and(|waited| waited.is_ok())
+    }
+
+    fn namespaces(&self) -> MutexGuard<'_, HashMap<MntnsId, Installation>> {
+        self.0.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: MntnsId = MntnsId { dev: 4, ino: 77 };
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_told_of_the_installation_and_nobody_waits_for_ever() {
+        let ledger = Ledger::default();
+        assert!(!ledger.settled(ID, Duration::from_secs(1)).await);
+        let waiting = tokio::spawn({
+            let ledger = ledger.clone();
+            async move { ledger.settled(ID, Duration::from_secs(1)).await }
+        });
+        tokio::task::yield_now().await;
+        let other = MntnsId { ino: 78, ..ID };
+        ledger.installed(other, Installation::default());
+        let installation = Installation {
+            at: Duration::from_secs(5),
+            ..Installation::default()
+        };
+        ledger.installed(ID, installation.clone());
+        assert!(waiting.await.unwrap());
+        assert_eq!(ledger.installation(ID), Some(installation));
+        ledger.removed(ID);
+        assert_eq!(ledger.installation(ID), None);
+    }
+}
