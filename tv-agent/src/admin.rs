@@ -1,16 +1,18 @@
-//! The local HTTP port: metrics, liveness, readiness, public keys. It shows no secret and changes nothing.
+//! The local HTTP port: metrics, liveness, readiness, public keys, the page. It shows no secret and changes nothing.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use tokio::net::TcpListener;
 
-use crate::local;
+use crate::local::{self, Peer};
 use crate::metrics::Metrics;
+use crate::page::{self, View};
 use crate::sign::KeySets;
 
 /// Connections at once; a scraper needs one.
@@ -26,6 +28,8 @@ pub struct Admin {
     pub more: Arc<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>,
     /// The key sets that are published; None until the agent is there.
     pub keys: Arc<dyn Fn() -> Option<KeySets> + Send + Sync>,
+    /// What the page shows; None where nobody asked for one.
+    pub page: Option<Arc<dyn Fn() -> View + Send + Sync>>,
 }
 
 /// Why the port is not served.
@@ -51,12 +55,12 @@ impl Admin {
 
     /// As [`serve`](Self::serve), on a socket that listens already.
     pub fn serve_on(self, listener: TcpListener) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(local::serve(listener, CONNECTIONS, move |request| {
-            self.answer(request)
+        tokio::spawn(local::serve(listener, CONNECTIONS, move |request, peer| {
+            self.answer(request, peer)
         }))
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    fn answer<B>(&self, request: &Request<B>, peer: Peer) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
@@ -73,15 +77,47 @@ impl Admin {
                 text(StatusCode::OK, "ready\n".to_owned())
             }
             "/healthz/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".to_owned()),
+            "/" => self.page(request, peer),
             "/jwks" => self.jwks(None),
             path => match path.strip_prefix("/jwks/") {
                 Some(name) => self.jwks(Some(name)),
                 None => text(
                     StatusCode::NOT_FOUND,
-                    "try /metrics, /healthz/live, /healthz/ready, /jwks, /jwks/NAME\n".to_owned(),
+                    "try /, /metrics, /healthz/live, /healthz/ready, /jwks, /jwks/NAME\n".to_owned(),
                 ),
             },
         }
+    }
+
+    /// For people on this machine: it shows who calls what. A name in `Host` that is none of this machine's would be a
+    /// web page elsewhere, reading through somebody's browser (DNS rebinding).
+    fn page<B>(&self, request: &Request<B>, peer: Peer) -> Response<Full<Bytes>> {
+        let Some(view) = &self.page else {
+            return text(
+                StatusCode::NOT_FOUND,
+                "there is no page; ask for it by `admin: { page: true }`, or try /metrics\n".to_owned(),
+            );
+        };
+        let host = request.headers().get(header::HOST);
+        if peer != Peer::Local || !host.is_some_and(is_this_machine) {
+            return text(
+                StatusCode::FORBIDDEN,
+                "the page is for this machine alone, as localhost or 127.0.0.1\n".to_owned(),
+            );
+        }
+        let mut response = text(StatusCode::OK, page::render(&view()));
+        for (name, value) in [
+            (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+            (header::CONTENT_SECURITY_POLICY, page::content_security_policy()),
+            (header::CACHE_CONTROL, "no-store"),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+            (header::REFERRER_POLICY, "no-referrer"),
+        ] {
+            response
+                .headers_mut()
+                .insert(name, header::HeaderValue::from_static(value));
+        }
+        response
     }
 
     /// The public keys of one set, or of all.
@@ -121,6 +157,16 @@ impl Admin {
     }
 }
 
+/// `localhost` or a loopback address, with or without a port.
+fn is_this_machine(host: &header::HeaderValue) -> bool {
+    let authority = host.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
+    authority.is_some_and(|authority| {
+        let name = authority.host().trim_matches(['[', ']']);
+        let address = name.parse::<std::net::IpAddr>();
+        name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+    })
+}
+
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
@@ -142,10 +188,11 @@ mod tests {
             ready: ready.clone(),
             more: Arc::new(|| vec![("redirected", 7)]),
             keys: Arc::new(|| None),
+            page: None,
         };
         let status = |path: &str| {
             admin
-                .answer(&Request::get(path).body(()).unwrap())
+                .answer(&Request::get(path).body(()).unwrap(), Peer::Remote)
                 .status()
                 .as_u16()
         };
@@ -158,12 +205,12 @@ mod tests {
         assert_eq!(status("/healthz/ready"), 200);
         assert_eq!(
             admin
-                .answer(&Request::post("/metrics").body(()).unwrap())
+                .answer(&Request::post("/metrics").body(()).unwrap(), Peer::Local)
                 .status(),
             405
         );
         let body = admin
-            .answer(&Request::get("/metrics").body(()).unwrap())
+            .answer(&Request::get("/metrics").body(()).unwrap(), Peer::Remote)
             .into_body();
         let text = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         assert!(
@@ -202,6 +249,7 @@ mod tests {
             ready: Arc::default(),
             more: Arc::new(Vec::new),
             keys: Arc::new(move || Some(sets.clone())),
+            page: None,
         };
         for (path, expected) in [
             ("/jwks", Some(vec!["ES256", "EdDSA"])),
@@ -212,7 +260,7 @@ mod tests {
             ("/jwks/a/b", None),
             ("/jwks/../a", None),
         ] {
-            let response = admin.answer(&Request::get(path).body(()).unwrap());
+            let response = admin.answer(&Request::get(path).body(()).unwrap(), Peer::Remote);
             let Some(expected) = expected else {
                 assert_eq!(response.status(), 404, "{path}");
                 continue;
@@ -227,7 +275,7 @@ mod tests {
             let algorithms: Vec<_> = keys.iter().map(|key| key["alg"].as_str().unwrap()).collect();
             assert_eq!(algorithms, expected, "{path}");
         }
-        let posted = admin.answer(&Request::post("/jwks/a").body(()).unwrap());
+        let posted = admin.answer(&Request::post("/jwks/a").body(()).unwrap(), Peer::Local);
         assert_eq!(posted.status(), 405);
     }
 }

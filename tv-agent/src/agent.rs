@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
+use crate::audit::{self, Audit};
 use crate::ca::{self, Authority, Leaves};
 use crate::config::Config;
 use crate::connection::Connections;
@@ -28,6 +29,7 @@ use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens};
+use crate::traces::{self, Traces};
 use crate::tunnel::Pipes;
 use crate::upstream::roots;
 use crate::workload::Workloads;
@@ -75,6 +77,12 @@ pub enum Error {
     #[error(transparent)]
     Sign(#[from] sign::Error),
     #[error(transparent)]
+    Audit(#[from] audit::Error),
+    #[error("traces.extra_roots")]
+    TracesRoots(#[source] roots::Error),
+    #[error(transparent)]
+    Traces(#[from] traces::Error),
+    #[error(transparent)]
     Ca(#[from] ca::Error),
     #[error(
         "the CA may not sign for {subtree} (route hosts changed since it was made); run `tv-agent ca init` again"
@@ -113,6 +121,7 @@ pub struct Agent {
     orders: mpsc::Sender<Order>,
     tokens: Tokens,
     flows: Flows,
+    traces: Option<Traces>,
     phase: watch::Sender<Phase>,
     drain: Duration,
     loops: Vec<JoinHandle<()>>,
@@ -148,7 +157,7 @@ impl Agent {
             listen_v6,
         } = wiring;
         check_permitted(&config, &authority)?;
-        let drain = config.drain;
+        let (drain, audit, traces) = (config.drain, config.audit.clone(), config.traces.clone());
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
         let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics, None)?);
         let Inheritance { v4, v6, rooms } = inheritance;
@@ -169,7 +178,13 @@ impl Agent {
         let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
         let room = limits::connections(open_files);
         let tokens = Tokens::new(metrics.clone());
-        let flows = Flows::new();
+        let audit = audit
+            .map(|audit| Audit::start(&audit, metrics.clone()))
+            .transpose()?;
+        let flows = Flows::audited(audit);
+        let traces = traces
+            .map(|(settings, extra)| compose::traces(&settings, &extra, authority.root_der(), &metrics))
+            .transpose()?;
         let (phase, watched) = watch::channel(Phase::Serving);
         let (orders, ordered) = mpsc::channel(1);
         let home = Some((v4.clone(), v6.clone()));
@@ -191,6 +206,7 @@ impl Agent {
                 tokens: tokens.clone(),
                 metrics: metrics.clone(),
                 flows: flows.clone(),
+                traces: traces.clone(),
             },
             hello: Caps {
                 bytes: limits::HELLO_BYTES,
@@ -266,6 +282,7 @@ impl Agent {
             orders,
             tokens,
             flows,
+            traces,
             phase,
             drain,
             loops,

@@ -66,12 +66,14 @@ pub enum Class {
     UpstreamTimeout,
     /// The provider broke the protocol or the connection in the middle.
     UpstreamProtocol,
+    /// The audit trail cannot be written, and requests may not go on without (`audit.on_failure: refuse`).
+    AuditUnavailable,
     /// A defect of ours.
     Internal,
 }
 
 impl Class {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::MissingToken,
         Self::InvalidToken,
         Self::InsufficientScope,
@@ -93,6 +95,7 @@ impl Class {
         Self::UpstreamUnreachable,
         Self::UpstreamTimeout,
         Self::UpstreamProtocol,
+        Self::AuditUnavailable,
         Self::Internal,
     ];
 
@@ -108,7 +111,7 @@ impl Class {
             | Self::Misdirected
             | Self::BadRequest
             | Self::HeaderTooLarge => Fault::Caller,
-            Self::Forbidden | Self::VaultCredentials => Fault::Operator,
+            Self::Forbidden | Self::VaultCredentials | Self::AuditUnavailable => Fault::Operator,
             Self::VerifierUnavailable
             | Self::VaultInvalidResponse
             | Self::VaultRateLimited
@@ -146,6 +149,7 @@ impl Class {
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamProtocol => "upstream_protocol_error",
+            Self::AuditUnavailable => "audit_unavailable",
             Self::Internal => "internal_error",
         }
     }

@@ -51,6 +51,8 @@ pub enum Command {
     Status(ControlArgs),
     /// The last connections and requests: who, where to, which route, what happened.
     Flows(FlowsArgs),
+    /// What the running daemon logs: shows it, or changes it until the daemon ends.
+    Log(LogArgs),
     /// The running daemon's token cache.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -62,6 +64,8 @@ pub enum Command {
     Ca(CaCommand),
     /// Removes what agents that are gone have left in the kernel.
     Cleanup(OutputArgs),
+    /// Writes what helps to find a fault into one archive, without secrets.
+    BugReport(BugReportArgs),
     /// Version of the agent and digest of its kernel half.
     Version(OutputArgs),
     /// The step between `exec` and its command.
@@ -163,6 +167,14 @@ pub struct FlowsArgs {
     pub control: ControlArgs,
 }
 
+#[derive(Args)]
+pub struct LogArgs {
+    /// A level (error, warn, info, debug) or a filter such as tv_agent=debug.
+    pub filter: Option<String>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
 #[derive(Subcommand)]
 pub enum CacheCommand {
     /// Entries, without anything secret.
@@ -237,6 +249,19 @@ pub struct CaArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Args)]
+pub struct BugReportArgs {
+    /// The archive to write; it must not exist.
+    #[arg(long, value_name = "FILE", default_value = "tv-agent-bug-report.tar.gz")]
+    pub out: PathBuf,
+    /// The daemon's configuration.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
 }
 
 #[derive(Args)]

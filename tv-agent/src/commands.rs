@@ -15,6 +15,7 @@ use crate::redirect::{
     KernelPolicy, Listeners, Redirect, RoutedName,
 };
 
+pub mod bug_report;
 pub mod ca;
 pub mod check;
 pub mod cleanup;

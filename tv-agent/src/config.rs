@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
+use crate::audit;
 use crate::decide::OnUnknownName;
 use crate::limits;
 use crate::policy::credentials::Issuer;
@@ -18,6 +19,7 @@ use crate::secret::Secret;
 use crate::sign;
 use crate::token::settings::{Pacing, TokenVault};
 use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
+use crate::traces;
 use crate::verify;
 
 mod builtin;
@@ -53,6 +55,12 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Whether `metrics` was asked for, and not just the default.
     pub metrics_asked: bool,
+    /// Whether that port has a page for people.
+    pub page: bool,
+    /// None: no audit trail besides the log.
+    pub audit: Option<audit::Settings>,
+    /// Where spans go, and PEM files with roots for that.
+    pub traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub ca_dir: PathBuf,
 }
 
@@ -208,6 +216,9 @@ impl Config {
             socket: default_socket(),
             metrics: Some(default_metrics()),
             metrics_asked: false,
+            page: false,
+            audit: None,
+            traces: None,
             ca_dir: default_ca_dir(),
         })
     }

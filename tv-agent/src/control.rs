@@ -15,7 +15,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -26,6 +25,10 @@ use crate::local;
 use crate::redirect::Narrowing;
 use crate::sign::{KeySets, Shown};
 use crate::token::{Filter, Tokens};
+
+mod ask;
+
+pub use ask::ask;
 
 /// Connections at once, followers included.
 const CONNECTIONS: usize = 32;
@@ -60,6 +63,34 @@ pub struct Control {
     pub tokens: Tokens,
     /// The key sets in force.
     pub keys: Arc<dyn Fn() -> KeySets + Send + Sync>,
+    pub log: LogFilter,
+    /// In the OpenMetrics text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+/// What is logged, changed while the daemon runs.
+#[derive(Clone)]
+pub struct LogFilter(Arc<ChangeFilter>);
+
+type ChangeFilter = dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync;
+
+impl LogFilter {
+    /// `change` is given a new filter, or None to be asked; it gives the one in force, or what is wrong with the new.
+    pub fn new(change: impl Fn(Option<&str>) -> Result<String, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(change))
+    }
+
+    fn change(&self, filter: Option<&str>) -> Result<String, String> {
+        (self.0)(filter)
+    }
+}
+
+/// The filter in force, or why it is not the one that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Logging {
+    Filter(String),
+    Refused(String),
 }
 
 /// What became of a rotation: the set's keys, or why it has no new one.
@@ -130,7 +161,7 @@ impl Control {
 
     /// As [`serve`](Self::serve), on a socket that listens already.
     pub fn serve_on(self, listener: UnixListener) -> tokio::task::JoinHandle<()> {
-        tokio::spawn(local::serve(listener, CONNECTIONS, move |request| {
+        tokio::spawn(local::serve(listener, CONNECTIONS, move |request, _| {
             self.answer(request)
         }))
     }
@@ -145,6 +176,9 @@ impl Control {
                 Some(filter) => Lines::one(&self.tokens.flush(&filter)),
                 None => Lines::status(StatusCode::BAD_REQUEST),
             },
+            (&Method::GET, "/metrics", None) => Lines::one(&(self.metrics)()),
+            (&Method::GET, "/log", None) => self.logging(None),
+            (&Method::POST, "/log", Some(filter)) => self.logging(Some(filter)),
             (&Method::GET, "/keys", None) => Lines::many((self.keys)().list().iter()),
             (&Method::POST, path, None) => match path.strip_prefix("/keys/rotate/") {
                 Some(name) => self.rotate(name),
@@ -152,6 +186,19 @@ impl Control {
             },
             _ => Lines::status(StatusCode::NOT_FOUND),
         }
+    }
+
+    /// `filter`: percent-encoded.
+    fn logging(&self, filter: Option<&str>) -> Response<Lines> {
+        let wanted = filter.map(|filter| percent_encoding::percent_decode_str(filter).decode_utf8_lossy());
+        let said = match self.log.change(wanted.as_deref()) {
+            Ok(filter) => Logging::Filter(filter),
+            Err(problem) => Logging::Refused(problem),
+        };
+        if let (Some(_), Logging::Filter(filter)) = (wanted, &said) {
+            tracing::info!(filter, "what is logged was changed on request");
+        }
+        Lines::one(&said)
     }
 
     /// Makes a new key, which takes a moment.
@@ -249,6 +296,12 @@ pub fn flush_target(filter: &Filter) -> String {
     format!("/cache/flush{mark}{query}")
 }
 
+/// The address by which `filter` is put in force.
+pub fn log_target(filter: &str) -> String {
+    let text = percent_encoding::utf8_percent_encode(filter, percent_encoding::NON_ALPHANUMERIC);
+    format!("/log?{text}")
+}
+
 /// JSON lines: some that are there, and some that may come.
 pub struct Lines {
     ready: Bytes,
@@ -306,61 +359,6 @@ fn line(value: &impl Serialize) -> Bytes {
     let mut bytes = serde_json::to_vec(value).expect("plain data serialises");
     bytes.push(b'\n');
     bytes.into()
-}
-
-/// Asks the agent at `path`, and gives each line of its answer to `each` until that says stop.
-///
-/// # Errors
-/// When nobody answers, or not as expected.
-pub async fn ask<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    method: Method,
-    target: &str,
-    mut each: impl FnMut(T) -> bool,
-) -> Result<(), Error> {
-    use http_body_util::BodyExt as _;
-    let http = |source| Error::Http {
-        path: path.to_owned(),
-        source,
-    };
-    let stream = UnixStream::connect(path).await.map_err(|source| Error::Nobody {
-        path: path.to_owned(),
-        source,
-    })?;
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(http)?;
-    // Its error comes out at the request.
-    let task = tokio::spawn(async move { connection.await.unwrap_or_default() });
-    let request = Request::builder()
-        .method(method)
-        .uri(target)
-        .header(header::HOST, "tv-agent")
-        .body(http_body_util::Empty::<Bytes>::new())
-        .expect("a valid request");
-    let response = sender.send_request(request).await.map_err(http)?;
-    if !response.status().is_success() {
-        return Err(Error::Refused {
-            path: path.to_owned(),
-            status: response.status(),
-        });
-    }
-    let mut body = response.into_body();
-    let mut rest = Vec::new();
-    while let Some(frame) = body.frame().await {
-        rest.extend_from_slice(&frame.map_err(http)?.into_data().unwrap_or_default());
-        while let Some(end) = rest.iter().position(|&b| b == b'\n') {
-            let value = serde_json::from_slice(&rest[..end]).map_err(|source| Error::Answer {
-                path: path.to_owned(),
-                source,
-            })?;
-            rest.drain(..=end);
-            if !each(value) {
-                task.abort();
-                return Ok(());
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

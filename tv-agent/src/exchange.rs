@@ -25,6 +25,8 @@ use crate::policy::{Found, OnMissingToken, Route};
 use crate::respond::{self, Asked};
 use crate::snapshot::{Current, Snapshot, Source};
 use crate::token::{Decision, Tokens};
+use crate::trace_context::TraceContext;
+use crate::traces::Traces;
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::Workload;
 
@@ -46,6 +48,7 @@ pub struct Exchange {
     pub tokens: Tokens,
     pub metrics: Metrics,
     pub flows: Flows,
+    pub traces: Option<Traces>,
 }
 
 /// One terminated connection.
@@ -167,9 +170,18 @@ struct Outcome {
     result: &'static str,
     /// Where the token came from, when there was one.
     token: Option<&'static str>,
+    refused: Option<Refusal>,
+}
+
+/// What was learnt of the caller on the way, whatever became of the request.
+#[derive(Default)]
+struct Seen {
     /// Who the caller is, when its token was verified.
     identity: Option<String>,
-    refused: Option<Refusal>,
+    /// The beginning of the hash of its token.
+    subject: Option<String>,
+    /// The trace that its request is a part of.
+    trace: Option<TraceContext>,
 }
 
 impl Session {
@@ -194,11 +206,12 @@ impl Session {
             head: method == Method::HEAD,
         };
         let expects = request.headers().contains_key(header::EXPECT);
-        let mut identity = None;
-        let answered = self
-            .answer(&snapshot, route, request, &mut body, &mut identity)
-            .await;
-        let mut outcome = match answered {
+        let mut seen = Seen {
+            trace: TraceContext::of(request.headers()),
+            ..Seen::default()
+        };
+        let answered = self.answer(&snapshot, route, request, &mut body, &mut seen).await;
+        let outcome = match answered {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 // A client that waits for 100 Continue must not be told to send what nobody wants.
@@ -209,14 +222,18 @@ impl Session {
                     response: respond::refuse(&refusal, asked),
                     result: refusal.class.label(),
                     token: None,
-                    identity: None,
                     refused: Some(refusal),
                 }
             }
         };
-        outcome.identity = identity;
-        let name = route.map_or_else(|| Arc::from("none"), |r| r.name.clone());
-        self.record(&name, &method, &path, &outcome, began.elapsed());
+        self.record(
+            route.map(|route| &**route),
+            &method,
+            &path,
+            &outcome,
+            &seen,
+            began.elapsed(),
+        );
         outcome.response
     }
 
@@ -227,8 +244,16 @@ impl Session {
         route: Option<&Arc<Route>>,
         request: Request<()>,
         body: &mut Option<Incoming>,
-        identity: &mut Option<String>,
+        seen: &mut Seen,
     ) -> Result<Outcome, Refusal> {
+        if self.exchange.flows.refuses() {
+            let mut refusal = Refusal::new(
+                Class::AuditUnavailable,
+                "the audit trail cannot be written; try again later",
+            );
+            refusal.retry_after = Some(limits::AUDIT_RETRY);
+            return Err(refusal);
+        }
         check_form(&request, &self.target)?;
         let route = route.ok_or_else(|| {
             // The configuration changed under an open connection.
@@ -240,13 +265,16 @@ impl Session {
         let source = snapshot.source(&route.vault)?;
         let (mut head, ()) = request.into_parts();
         let presented = obtain::presented(&head, &self.target.host, route, source)?;
+        seen.subject = presented
+            .as_ref()
+            .map(|presented| presented.subject.fingerprint());
         let foreign = match &presented {
             Some(presented) => inject::passes(presented, route)?,
             None => false,
         };
         let verified =
             verify::verify(snapshot, route, presented.as_ref(), foreign, &mut head.headers).await?;
-        *identity = verified.identity().map(str::to_owned);
+        seen.identity = verified.identity().map(str::to_owned);
         let mut brought = Brought::take(&mut head, presented, route, source, verified)?;
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot

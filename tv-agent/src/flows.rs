@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
+use crate::audit::Audit;
+
 /// Flows kept for those who ask later.
 const KEPT: usize = 1024;
 /// Flows that a slow follower may lag behind before it loses some.
@@ -42,6 +44,16 @@ pub struct Flow {
     /// Address and port that the caller chose.
     pub origin: Option<String>,
     pub route: Option<String>,
+    /// The first 16 digits of the SHA-256 of the caller's token, as `cache list` shows it.
+    pub subject: Option<String>,
+    /// The vault's connection that the route names.
+    pub connection: Option<String>,
+    /// Where the provider's token came from.
+    pub token: Option<String>,
+    /// Whose fault a refusal is.
+    pub fault: Option<String>,
+    /// Trace id of the request's `traceparent` (W3C Trace Context §3.2), if it had one.
+    pub trace: Option<String>,
     /// Who the caller is, where the route verifies its token.
     pub identity: Option<String>,
     /// A connection's decision, or a request's result.
@@ -55,25 +67,47 @@ pub struct Flow {
     pub took_us: u64,
 }
 
+impl Flow {
+    /// Requests, and everything that was refused or went past; not the connections that were merely served.
+    fn is_audited(&self) -> bool {
+        self.kind != "connection" || matches!(&*self.outcome, "refuse" | "uncaptured")
+    }
+}
+
 /// The ring of flows. Cheap to clone.
 #[derive(Clone)]
 pub struct Flows {
     ring: Arc<Mutex<VecDeque<Arc<Flow>>>>,
     live: broadcast::Sender<Arc<Flow>>,
+    audit: Option<Audit>,
 }
 
 impl Flows {
     pub fn new() -> Self {
+        Self::audited(None)
+    }
+
+    /// What matters of the flows is written to `audit` too, for good.
+    pub fn audited(audit: Option<Audit>) -> Self {
         Self {
             ring: Arc::default(),
             live: broadcast::Sender::new(LAG),
+            audit,
         }
+    }
+
+    /// Whether requests have to be refused, since nothing could be written about them.
+    pub fn refuses(&self) -> bool {
+        self.audit.as_ref().is_some_and(Audit::refuses)
     }
 
     /// Notes a flow, now.
     pub fn note(&self, mut flow: Flow) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         flow.time_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        if let Some(audit) = self.audit.as_ref().filter(|_| flow.is_audited()) {
+            audit.note(flow.time_ms, &flow);
+        }
         let flow = Arc::new(flow);
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.len() == KEPT {

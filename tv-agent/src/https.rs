@@ -36,6 +36,22 @@ pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 /// # Errors
 /// When certificate and key do not go together, too.
 pub fn client_as(roots: Arc<RootCertStore>, identity: Option<Identity>) -> Result<reqwest::Client, Error> {
+    build(roots, identity, true)
+}
+
+/// As [`client`], for servers that get nothing secret: plain HTTP is allowed.
+///
+/// # Errors
+/// As [`client`].
+pub fn open_client(roots: Arc<RootCertStore>) -> Result<reqwest::Client, Error> {
+    build(roots, None, false)
+}
+
+fn build(
+    roots: Arc<RootCertStore>,
+    identity: Option<Identity>,
+    https_only: bool,
+) -> Result<reqwest::Client, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -48,7 +64,7 @@ pub fn client_as(roots: Arc<RootCertStore>, identity: Option<Identity>) -> Resul
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
-        .https_only(true)
+        .https_only(https_only)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)

@@ -6,6 +6,7 @@
 
 // Side modules: they import no stage.
 pub mod addr;
+pub mod audit;
 pub mod body;
 pub mod candidates;
 pub mod class;
@@ -21,6 +22,8 @@ pub mod places;
 pub mod replay;
 pub mod secret;
 pub mod sys;
+pub mod trace_context;
+pub mod traces;
 
 // Stages, in order.
 pub mod dial;
@@ -51,8 +54,9 @@ pub mod connection;
 pub mod config;
 pub mod agent;
 pub mod local;
-pub mod admin;
 pub mod control;
+pub mod page;
+pub mod admin;
 pub mod handover;
 pub mod enter;
 pub mod cli;

@@ -61,6 +61,16 @@ pub const EXCHANGES_AT_ONCE: usize = 64;
 pub const EXCHANGES_QUEUED: usize = 2048;
 /// Longest time that a vault's rate limit keeps us from calling it, whatever it says.
 pub const RATE_LIMIT_WAIT: Duration = Duration::from_secs(60);
+/// Lines of the audit trail that wait to be written, some 512 bytes each; further ones are counted as lost.
+pub const AUDIT_LINES: usize = 8192;
+/// When to try again while the audit trail cannot be written.
+pub const AUDIT_RETRY: Duration = Duration::from_secs(5);
+/// Spans that wait for the collector; further ones are dropped.
+pub const SPANS: usize = 2048;
+/// One export of spans, connect to last byte.
+pub const SPAN_EXPORT_TIME: Duration = Duration::from_secs(5);
+/// Largest answer of a collector that is read, bytes.
+pub const SPAN_ANSWER_BYTES: usize = 64 * 1024;
 /// Leaf certificates kept.
 pub const LEAVES: u64 = 4096;
 /// Largest certificate bundle or file of a certificate directory that is copied for `exec`, bytes.

@@ -4,9 +4,12 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, reload};
 use tv_agent::cli::{Cli, Command, exit};
 use tv_agent::commands;
+use tv_agent::control::LogFilter;
 use tv_agent::enter::{EnterSpec, enter};
 
 fn main() -> ExitCode {
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
         eprintln!("tv-agent: exec: {}", commands::chain(&error));
         return error.exit_code().into();
     }
-    log(&cli);
+    let filter = log(&cli);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -37,28 +40,30 @@ fn main() -> ExitCode {
             return exit::FAILED.into();
         }
     };
-    runtime.block_on(run(cli.command)).into()
+    runtime.block_on(run(cli.command, filter)).into()
 }
 
-async fn run(command: Command) -> u8 {
+async fn run(command: Command, filter: LogFilter) -> u8 {
     match command {
-        Command::Run(args) => commands::run::run(&args).await,
+        Command::Run(args) => commands::run::run(&args, filter).await,
         Command::Exec(args) => commands::exec::run(&args).await,
         Command::Check(args) => commands::check::run(&args).await,
         Command::Explain(args) => commands::explain::run(&args).await,
         Command::Status(args) => commands::control::status(&args).await,
         Command::Flows(args) => commands::control::flows(&args).await,
+        Command::Log(args) => commands::control::log(&args).await,
         Command::Cache(command) => commands::control::cache(&command).await,
         Command::Keys(command) => commands::keys::run(&command).await,
         Command::Ca(command) => commands::ca::run(&command),
         Command::Cleanup(args) => commands::cleanup::run(args),
+        Command::BugReport(args) => commands::bug_report::run(&args).await,
         Command::Version(args) => commands::version::run(args),
         Command::Enter(_) => unreachable!("handled before the runtime"),
     }
 }
 
 /// To standard error. The daemon tells what it does; other commands only what goes wrong.
-fn log(cli: &Cli) {
+fn log(cli: &Cli) -> LogFilter {
     let default = if matches!(cli.command, Command::Run(_)) {
         "info"
     } else {
@@ -69,19 +74,33 @@ fn log(cli: &Cli) {
         Ok(parsed) => (parsed, None),
         Err(error) => (EnvFilter::new(default), Some(error)),
     };
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
         // Colours are for people; a log file or a pipe gets none.
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_writer(std::io::stderr);
-    if cli.log_json {
-        builder.json().init();
+    let lines = if cli.log_json {
+        lines.json().boxed()
     } else if matches!(cli.command, Command::Run(_)) {
-        builder.init();
+        lines.boxed()
     } else {
-        builder.without_time().with_target(false).init();
-    }
+        lines.without_time().with_target(false).boxed()
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
     if let Some(error) = wrong {
         tracing::warn!(%error, "--log is not understood; logging at {default}");
     }
+    changeable(handle)
+}
+
+fn changeable<S: 'static>(handle: reload::Handle<EnvFilter, S>) -> LogFilter {
+    LogFilter::new(move |wanted| {
+        if let Some(wanted) = wanted {
+            let filter = EnvFilter::try_new(wanted).map_err(|error| error.to_string())?;
+            handle.reload(filter).map_err(|error| error.to_string())?;
+        }
+        handle
+            .with_current(ToString::to_string)
+            .map_err(|error| error.to_string())
+    })
 }

@@ -76,6 +76,10 @@ pub struct Metrics {
     pub cache: Family<CacheLabels, Counter>,
     pub upstream_connections: Counter,
     pub config_reloads: Family<ResultLabels, Counter>,
+    /// Lines of the audit trail: `written`, `lost`; and `failed` attempts to write.
+    pub audit: Family<ResultLabels, Counter>,
+    /// Batches of spans: `ok`, `failed`.
+    pub trace_exports: Family<ResultLabels, Counter>,
     /// Besides the agent's own.
     pub namespaces: Gauge,
     pub namespace_failures: Family<ReasonLabels, Counter>,
@@ -120,6 +124,8 @@ impl Metrics {
             cache: Family::default(),
             upstream_connections: Counter::default(),
             config_reloads: Family::default(),
+            audit: Family::default(),
+            trace_exports: Family::default(),
             namespaces: Gauge::default(),
             namespace_failures: Family::default(),
             uncaptured: Family::default(),
@@ -194,6 +200,16 @@ impl Metrics {
             "config_reloads",
             "Configuration reloads by result",
             metrics.config_reloads.clone(),
+        );
+        registry.register(
+            "audit_records",
+            "Lines of the audit trail by result",
+            metrics.audit.clone(),
+        );
+        registry.register(
+            "trace_exports",
+            "Batches of spans sent to the collector by result",
+            metrics.trace_exports.clone(),
         );
         registry.register(
             "network_namespaces",

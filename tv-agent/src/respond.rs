@@ -168,7 +168,7 @@ fn table(class: Class) -> (StatusCode, &'static str, u8) {
             "connection_limit_reached",
             UNAVAILABLE,
         ),
-        Class::VaultUnavailable | Class::VerifierUnavailable => (
+        Class::VaultUnavailable | Class::VerifierUnavailable | Class::AuditUnavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "destination_unavailable",
             UNAVAILABLE,
@@ -274,7 +274,10 @@ mod tests {
             Class::Misdirected => 421,
             Class::BadRequest => 400,
             Class::HeaderTooLarge => 431,
-            Class::VaultRateLimited | Class::VaultUnavailable | Class::VerifierUnavailable => 503,
+            Class::VaultRateLimited
+            | Class::VaultUnavailable
+            | Class::VerifierUnavailable
+            | Class::AuditUnavailable => 503,
             Class::VaultTimeout | Class::UpstreamTimeout => 504,
             Class::VaultCredentials | Class::VaultInvalidResponse | Class::UpstreamTls => 502,
             Class::UpstreamUnreachable | Class::UpstreamProtocol | Class::Internal => 502,

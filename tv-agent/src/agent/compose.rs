@@ -1,6 +1,7 @@
 //! From a configuration to what connections and requests decide by.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::sign::{self, KeySets};
 use crate::snapshot::Snapshot;
 use crate::strays;
 use crate::token::{CheckToken, Vault};
+use crate::traces::{self, Traces};
 use crate::upstream::{Upstreams, roots};
 use crate::verify::Verifier;
 use crate::workload;
@@ -79,6 +81,17 @@ pub(super) fn snapshot(
             None => Arc::new(workload::NoFacts),
         },
     })
+}
+
+/// The way to the collector of `traces`.
+pub(super) fn traces(
+    settings: &traces::Settings,
+    extra_roots: &[PathBuf],
+    own_root: &CertificateDer<'static>,
+    metrics: &Metrics,
+) -> Result<Traces, Error> {
+    let roots = roots::compose(extra_roots, std::slice::from_ref(own_root)).map_err(Error::TracesRoots)?;
+    Ok(Traces::start(settings, Arc::new(roots), metrics)?)
 }
 
 impl CheckToken for Verifier {

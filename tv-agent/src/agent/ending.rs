@@ -70,5 +70,8 @@ impl Agent {
             let _ = task.await;
         }
         second.abort();
+        if let Some(traces) = self.traces {
+            traces.finish().await;
+        }
     }
 }

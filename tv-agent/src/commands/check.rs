@@ -1,6 +1,7 @@
 //! `tv-agent check`: whether this machine, the configuration, the CA and the vaults are ready.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +22,10 @@ mod resolvers;
 
 /// One thing that was looked at.
 #[derive(Serialize)]
-struct Finding {
-    name: String,
-    ok: bool,
-    detail: String,
+pub(super) struct Finding {
+    pub(super) name: String,
+    pub(super) ok: bool,
+    pub(super) detail: String,
     /// How to mend it, or what to know; empty when there is nothing to say.
     remedy: String,
 }
@@ -49,7 +50,8 @@ impl Finding {
     }
 }
 
-pub async fn run(args: &CheckArgs) -> u8 {
+/// Looks at everything, with the configuration of `config` or of the environment.
+pub(super) async fn findings(config: Option<&Path>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = redirect::probe()
         .into_iter()
         .map(|f| Finding {
@@ -63,13 +65,14 @@ pub async fn run(args: &CheckArgs) -> u8 {
         Ok(detail) => Finding::good("sock_diag", detail),
         Err((detail, remedy)) => Finding::bad("sock_diag", detail, remedy),
     });
-    match load(args.config.as_deref()) {
+    let given = config.is_some();
+    match load(config) {
         Ok(config) => {
             findings.push(Finding::good(
                 "configuration",
                 format!("{} routes", config.routes.len()),
             ));
-            findings.extend(cgroups(&config, args.config.is_some()));
+            findings.extend(cgroups(&config, given));
             if let Ok(mount) = redirect::cgroup2_mount() {
                 findings.extend(resolvers::findings(&config, &mount));
             }
@@ -85,6 +88,11 @@ pub async fn run(args: &CheckArgs) -> u8 {
             ));
         }
     }
+    findings
+}
+
+pub async fn run(args: &CheckArgs) -> u8 {
+    let findings = findings(args.config.as_deref()).await;
     let bad = findings.iter().filter(|f| !f.ok).count();
     print(args.output.output, &findings, || {
         let mut text: String = findings

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use super::{chain, print};
-use crate::cli::{CacheCommand, ControlArgs, FlowsArgs, Output, exit};
-use crate::control::{self, Status, ask};
+use crate::cli::{CacheCommand, ControlArgs, FlowsArgs, LogArgs, Output, exit};
+use crate::control::{self, Logging, Status, ask};
 use crate::flows::Flow;
 use crate::redirect::Narrowing;
 use crate::token::{Cached, Filter};
@@ -34,6 +34,26 @@ pub async fn flows(args: &FlowsArgs) -> u8 {
         true
     });
     answered(asked.await, |()| {})
+}
+
+pub async fn log(args: &LogArgs) -> u8 {
+    let (method, target) = match &args.filter {
+        Some(filter) => (Method::POST, control::log_target(filter)),
+        None => (Method::GET, "/log".to_owned()),
+    };
+    match one::<Logging>(&args.control.socket, method, &target).await {
+        Ok(Logging::Refused(problem)) => {
+            tracing::error!(
+                "the filter is refused: {problem}; allowed: a level, or a filter such as tv_agent=debug"
+            );
+            exit::USAGE
+        }
+        said => answered(said, |said| {
+            print(args.control.output.output, &said, || match &said {
+                Logging::Filter(filter) | Logging::Refused(filter) => filter.clone(),
+            });
+        }),
+    }
 }
 
 pub async fn cache(command: &CacheCommand) -> u8 {

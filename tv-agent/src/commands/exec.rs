@@ -190,6 +190,7 @@ async fn serve_metrics(
         ready: Arc::new(AtomicBool::new(true)),
         more: Arc::new(move || counters.counters()),
         keys: Arc::new(move || published.get().map(|current| current.load().keysets.clone())),
+        page: None,
     };
     if let Err(error) = admin.serve(address).await {
         tracing::warn!("{}", chain(&error));

@@ -16,13 +16,16 @@ use tokio::sync::mpsc;
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin;
 use crate::agent::{self, Agent, Wiring};
+use crate::audit;
 use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
+use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
 use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
+use crate::traces;
 use crate::workload::Workloads;
 
 mod cover;
@@ -95,8 +98,8 @@ enum Error {
     Cgroup(#[source] io::Error),
 }
 
-pub async fn run(args: &RunArgs) -> u8 {
-    match daemon(args).await {
+pub async fn run(args: &RunArgs, log: LogFilter) -> u8 {
+    match daemon(args, log).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -126,13 +129,16 @@ struct Daemon {
 }
 
 /// What a reload cannot change.
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq)]
 struct Settled {
     port: u16,
     drain: Duration,
     metrics: Option<SocketAddr>,
+    page: bool,
     socket: PathBuf,
     ca_dir: PathBuf,
+    audit: Option<audit::Settings>,
+    traces: Option<(traces::Settings, Vec<PathBuf>)>,
 }
 
 impl Settled {
@@ -141,13 +147,16 @@ impl Settled {
             port: config.port,
             drain: config.drain,
             metrics: config.metrics,
+            page: config.page,
             socket: config.socket.clone(),
             ca_dir: config.ca_dir.clone(),
+            audit: config.audit.clone(),
+            traces: config.traces.clone(),
         }
     }
 }
 
-async fn daemon(args: &RunArgs) -> Result<(), Error> {
+async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let file = &*args.config;
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
@@ -196,6 +205,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
         workloads.clone(),
         metrics.clone(),
         ready.clone(),
+        log,
     )?;
     let mut daemon = Daemon {
         file: file.to_owned(),
@@ -366,7 +376,7 @@ impl Daemon {
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         agent_cgroup(&self.mount, &enrolled)?;
         if Settled::of(&config) != self.settled {
-            tracing::warn!("listen, admin and ca.dir take effect when the agent is restarted");
+            tracing::warn!("listen, admin, audit, traces and ca.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;

@@ -9,6 +9,7 @@ use super::*;
 
 mod inject;
 mod keyset;
+mod observe;
 mod route;
 mod target;
 mod vault;
@@ -103,6 +104,9 @@ impl Checker<'_> {
             socket: raw.admin.socket.unwrap_or_else(default_socket),
             metrics,
             metrics_asked: raw.admin.metrics.is_some(),
+            page: raw.admin.page,
+            audit: self.audit(&raw.audit)?,
+            traces: raw.traces.map(|raw| self.traces(raw)).transpose()?,
             ca_dir,
         })
     }

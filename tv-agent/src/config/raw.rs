@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::workloads;
+use crate::audit::OnFailure;
 use crate::decide::OnUnknownName;
 use crate::policy::OnMissingToken;
 use crate::policy::credentials::OnForeignToken;
@@ -32,6 +33,8 @@ pub struct Raw {
     pub routes: Vec<Spanned<Route>>,
     pub upstream: Upstream,
     pub admin: Admin,
+    pub audit: Audit,
+    pub traces: Option<Traces>,
     pub ca: Ca,
 }
 
@@ -126,10 +129,28 @@ pub struct Upstream {
 pub struct Admin {
     pub socket: Option<PathBuf>,
     pub metrics: Option<Spanned<String>>,
+    /// Whether `metrics` has a page for people.
+    pub page: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    pub to: Option<Spanned<String>>,
+    pub on_failure: OnFailure,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Ca {
     pub dir: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    pub endpoint: Spanned<String>,
+    pub sample: Option<Spanned<f64>>,
+    #[serde(default)]
+    pub extra_roots: Vec<PathBuf>,
 }

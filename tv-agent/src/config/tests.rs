@@ -4,6 +4,7 @@ use super::*;
 use crate::policy::OnMissingToken;
 
 mod kong;
+mod observe;
 mod vaults;
 
 const GOOD: &str = r#"

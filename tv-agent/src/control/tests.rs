@@ -46,6 +46,8 @@ fn control(flows: &Flows) -> Control {
         flows: flows.clone(),
         tokens: Tokens::new(Metrics::new()),
         keys: Arc::new(KeySets::default),
+        log: log_filter(),
+        metrics: Arc::new(String::new),
     }
 }
 
@@ -228,5 +230,48 @@ async fn a_flush_with_a_typing_error_drops_nothing() {
     ask::<u64>(&place.0, Method::POST, &target, |count| count != 0)
         .await
         .unwrap();
+    task.abort();
+}
+
+/// Takes levels only.
+fn log_filter() -> LogFilter {
+    let now = std::sync::Mutex::new("info".to_owned());
+    LogFilter::new(move |wanted| {
+        let mut now = now.lock().unwrap();
+        match wanted {
+            Some("é=debug,x") => Err("no such thing".to_owned()),
+            Some(wanted) => Ok((*now = wanted.to_owned(), now.clone()).1),
+            None => Ok(now.clone()),
+        }
+    })
+}
+
+#[tokio::test]
+async fn what_is_logged_can_be_asked_and_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("admin.sock");
+    let task = control(&Flows::new()).serve(&path).await.unwrap();
+    let asked = async |method, target: &str| {
+        let mut said = None;
+        ask(&path, method, target, |line: Logging| {
+            said = Some(line);
+            false
+        })
+        .await
+        .unwrap();
+        said.unwrap()
+    };
+    assert_eq!(asked(Method::GET, "/log").await, Logging::Filter("info".into()));
+    let target = log_target("tv_agent=debug,h2=warn");
+    assert_eq!(
+        asked(Method::POST, &target).await,
+        Logging::Filter("tv_agent=debug,h2=warn".into())
+    );
+    let refused = asked(Method::POST, &log_target("é=debug,x")).await;
+    assert_eq!(refused, Logging::Refused("no such thing".into()));
+    assert_eq!(
+        asked(Method::GET, "/log").await,
+        Logging::Filter("tv_agent=debug,h2=warn".into())
+    );
     task.abort();
 }

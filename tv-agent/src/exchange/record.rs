@@ -6,22 +6,28 @@ use std::time::Duration;
 use http::Method;
 use tracing::Level;
 
-use super::{Outcome, Session};
+use super::{Outcome, Seen, Session};
 use crate::flows::Flow;
+use crate::policy::Route;
+use crate::trace_context::TraceContext;
 
 impl Session {
     /// A refusal is an event of level warn, everything else of level info.
     pub(super) fn record(
         &self,
-        route: &Arc<str>,
+        route: Option<&Route>,
         method: &Method,
         path: &str,
         outcome: &Outcome,
+        seen: &Seen,
         took: Duration,
     ) {
+        let trace = seen.trace.as_ref().map(TraceContext::trace_id);
+        let connection = route.and_then(|route| route.wanted.connection.as_deref());
+        let route = &route.map_or_else(|| Arc::from("none"), |route| route.name.clone());
         let status = outcome.response.status().as_u16();
         self.exchange.metrics.request(route, outcome.result, status, took);
-        if let Some(identity) = &outcome.identity {
+        if let Some(identity) = &seen.identity {
             self.exchange.metrics.identity(identity);
         }
         // A macro, since the level is part of an event's call site.
@@ -46,7 +52,10 @@ impl Session {
                     route = &**route,
                     %method,
                     path,
-                    identity = outcome.identity.as_deref(),
+                    identity = seen.identity.as_deref(),
+                    subject = seen.subject.as_deref(),
+                    connection,
+                    trace = trace.as_deref(),
                     result = outcome.result,
                     token = outcome.token.unwrap_or("none"),
                     status,
@@ -56,10 +65,18 @@ impl Session {
                 )
             };
         }
-        self.exchange.flows.note(Flow {
+        let flow = Flow {
             kind: "request".to_owned(),
             route: Some(route.to_string()),
-            identity: outcome.identity.clone(),
+            subject: seen.subject.clone(),
+            connection: connection.map(str::to_owned),
+            token: outcome.token.map(str::to_owned),
+            fault: outcome
+                .refused
+                .as_ref()
+                .map(|refusal| format!("{:?}", refusal.class.fault()).to_lowercase()),
+            trace: trace.clone(),
+            identity: seen.identity.clone(),
             outcome: outcome.result.to_owned(),
             reason: outcome
                 .refused
@@ -69,7 +86,11 @@ impl Session {
             status: Some(status),
             took_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             ..self.flow.clone()
-        });
+        };
+        if let Some(traces) = &self.exchange.traces {
+            traces.request(&flow, method, seen.trace.as_ref());
+        }
+        self.exchange.flows.note(flow);
         match &outcome.refused {
             None => record!(Level::INFO),
             Some(refusal) => record!(

@@ -74,7 +74,6 @@ impl Session {
             response,
             result: "forwarded",
             token: Some("signed"),
-            identity: None,
             refused: None,
         })
     }

@@ -40,7 +40,6 @@ impl Session {
             response,
             result,
             token: whose,
-            identity: None,
             refused: None,
         })
     }
@@ -62,7 +61,6 @@ impl Session {
             response,
             result: "forwarded",
             token: Some(obtained.source.label()),
-            identity: None,
             refused: None,
         };
         let obtained = tokens.obtain(grant).await.map_err(|error| error.refusal())?;

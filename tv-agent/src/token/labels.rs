@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use sha2::{Digest as _, Sha256};
-
 use super::cache::Key;
 use super::flight::Boarding;
 use crate::secret::Secret;
@@ -41,15 +39,12 @@ impl Label {
         let grant = boarding.grant;
         let subject = grant.subject.map(|subject| &**subject);
         let whose = subject.or(grant.client.map(|client| &client.secret));
-        let shown = |secret: &Secret| {
-            let mut hash = Sha256::new();
-            secret.digest_into(&mut hash);
-            let digest = hash.finalize();
-            digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
-        };
         Self {
             vault: grant.vault.settings().name.clone(),
-            subject: whose.filter(|_| !boarding.own).map(shown).unwrap_or_default(),
+            subject: whose
+                .filter(|_| !boarding.own)
+                .map(Secret::fingerprint)
+                .unwrap_or_default(),
             routes: RwLock::default(),
             hits: AtomicU64::new(0),
         }

@@ -8,25 +8,25 @@ use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
-use crate::control::{Control, Status};
+use crate::control::{Control, LogFilter, Status};
 use crate::metrics::Metrics;
 use crate::redirect::{self, Handles};
 use crate::strays;
 use crate::workload::Workloads;
 
-/// Serves `listener` until the returned task is aborted.
-pub(super) fn serve(
-    listener: UnixListener,
+/// What the daemon says of itself.
+pub(super) type Said = Arc<dyn Fn() -> Status + Send + Sync>;
+
+pub(super) fn status(
     agent: &Agent,
     handles: Handles,
     workloads: Arc<Workloads>,
     metrics: Metrics,
     ready: Arc<AtomicBool>,
-) -> JoinHandle<()> {
+) -> Said {
     let started = Instant::now();
-    let (listeners, current, tokens) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
-    let (cached, keyed) = (tokens.clone(), current.clone());
-    let status = move || Status {
+    let (listeners, current, cached) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
+    Arc::new(move || Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         bpf_sha256: redirect::object_sha256().map(str::to_owned),
         pid: std::process::id(),
@@ -52,12 +52,25 @@ pub(super) fn serve(
             .into_iter()
             .map(|(reason, count)| (reason.to_owned(), count))
             .collect(),
-    };
+    })
+}
+
+/// Serves `listener` until the returned task is aborted.
+pub(super) fn serve(
+    listener: UnixListener,
+    agent: &Agent,
+    status: Said,
+    log: LogFilter,
+    metrics: Metrics,
+) -> JoinHandle<()> {
+    let current = agent.current().clone();
     let control = Control {
-        status: Arc::new(status),
+        status,
         flows: agent.flows().clone(),
-        tokens,
-        keys: Arc::new(move || keyed.load().keysets.clone()),
+        tokens: agent.tokens().clone(),
+        keys: Arc::new(move || current.load().keysets.clone()),
+        log,
+        metrics: Arc::new(move || metrics.render()),
     };
     control.serve_on(listener)
 }

@@ -14,9 +14,10 @@ use crate::admin::{self, Admin};
 use crate::agent::{Agent, Inheritance, Wiring};
 use crate::commands::{PIN_ROOT, RUN_DIR, explained, kernel_half};
 use crate::config::Config;
-use crate::control;
+use crate::control::{self, LogFilter};
 use crate::handover::{self, Estate, Predecessor};
 use crate::metrics::Metrics;
+use crate::page::View;
 use crate::redirect::{Handles, InstanceLock, Listeners, Redirect};
 use crate::workload::Workloads;
 
@@ -47,6 +48,8 @@ pub(super) struct Found {
 pub(super) struct Sockets {
     admin: (PathBuf, UnixListener),
     metrics: Option<(SocketAddr, TcpListener)>,
+    /// Whether the latter has a page.
+    page: bool,
 }
 
 /// The local sockets, served.
@@ -156,6 +159,7 @@ impl Found {
         Ok(Sockets {
             admin: (path, admin),
             metrics,
+            page: settled.page,
         })
     }
 }
@@ -168,9 +172,11 @@ impl Sockets {
         workloads: Arc<Workloads>,
         metrics: Metrics,
         ready: Arc<AtomicBool>,
+        log: LogFilter,
     ) -> Result<Local, Error> {
         let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Descriptor);
         let (path, admin) = self.admin;
+        let status = socket::status(agent, handles.clone(), workloads, metrics.clone(), ready.clone());
         let mut local = Local {
             tasks: Vec::new(),
             admin: (path, copy(admin.as_fd())?),
@@ -178,16 +184,19 @@ impl Sockets {
         };
         if let Some((address, listener)) = self.metrics {
             local.metrics = Some((address, copy(listener.as_fd())?));
-            let (counters, current) = (handles.clone(), agent.current().clone());
+            let current = agent.current().clone();
+            let (flows, shown) = (agent.flows().clone(), status.clone());
+            let view = move || View::of(shown(), flows.follow().0);
             let admin = Admin {
                 metrics: metrics.clone(),
-                ready: ready.clone(),
-                more: Arc::new(move || counters.counters()),
+                ready,
+                more: Arc::new(move || handles.counters()),
                 keys: Arc::new(move || Some(current.load().keysets.clone())),
+                page: self.page.then(|| Arc::new(view) as _),
             };
             local.tasks.push(admin.serve_on(listener));
         }
-        let admin = socket::serve(admin, agent, handles, workloads, metrics, ready);
+        let admin = socket::serve(admin, agent, status, log, metrics);
         local.tasks.push(admin);
         Ok(local)
     }

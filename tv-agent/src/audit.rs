@@ -1,0 +1,271 @@
+//! The audit trail: what was swapped for whom, and what was refused, one JSON line each.
+//!
+//! Lines go through a bounded queue to a thread of their own, so that a slow disk holds nobody up. A line that
+//! cannot be written is tried again; meanwhile the queue fills, and what finds no room in it is counted. Whether
+//! requests are refused meanwhile is the operator's choice ([`OnFailure`]).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+use crate::metrics::{Metrics, ResultLabels};
+
+/// Where lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Appended to, made with mode 0640; opened anew when the path names another file, so that it can be rotated
+    /// by renaming.
+    File(PathBuf),
+    Stdout,
+}
+
+/// What becomes of requests while the trail cannot be written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// They are served; lines that found no room are counted.
+    #[default]
+    Continue,
+    /// They are refused.
+    Refuse,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub to: Destination,
+    pub on_failure: OnFailure,
+}
+
+/// The trail cannot be begun.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("audit.to: cannot open {}; make its directory writable for the agent, or name another file", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("audit: cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// Takes lines. Cheap to clone.
+#[derive(Clone)]
+pub struct Audit {
+    lines: SyncSender<Vec<u8>>,
+    failing: Arc<AtomicBool>,
+    on_failure: OnFailure,
+    metrics: Metrics,
+    node: Arc<str>,
+}
+
+/// One line: the record, and where it was made.
+#[derive(Serialize)]
+struct Line<'a, T> {
+    /// RFC 3339, UTC, milliseconds.
+    time: String,
+    node: &'a str,
+    #[serde(flatten)]
+    record: &'a T,
+}
+
+impl Audit {
+    /// Opens the destination and starts to write.
+    ///
+    /// # Errors
+    /// When it cannot be opened now: better than at the first refusal.
+    pub fn start(settings: &Settings, metrics: Metrics) -> Result<Self, Error> {
+        let sink: Box<dyn Sink> = match &settings.to {
+            Destination::Stdout => Box::new(io::stdout()),
+            Destination::File(path) => {
+                Box::new(Rotated::open(path.clone()).map_err(|source| Error::Open {
+                    path: path.clone(),
+                    source,
+                })?)
+            }
+        };
+        Self::with(sink, settings.on_failure, metrics)
+    }
+
+    fn with(mut sink: Box<dyn Sink>, on_failure: OnFailure, metrics: Metrics) -> Result<Self, Error> {
+        let (lines, queue) = sync_channel(limits::AUDIT_LINES);
+        let failing = Arc::new(AtomicBool::new(false));
+        let (told, counted) = (failing.clone(), metrics.clone());
+        std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || write_all(&mut *sink, &queue, &told, &counted))
+            .map_err(Error::Thread)?;
+        Ok(Self {
+            lines,
+            failing,
+            on_failure,
+            metrics,
+            node: node().into(),
+        })
+    }
+
+    /// Queues one record; never waits.
+    pub fn note(&self, time_ms: u64, record: &impl Serialize) {
+        let line = Line {
+            time: rfc3339(time_ms),
+            node: &self.node,
+            record,
+        };
+        let Ok(mut line) = serde_json::to_vec(&line) else {
+            return;
+        };
+        line.push(b'\n');
+        if self.lines.try_send(line).is_err() {
+            self.failing.store(true, Ordering::Relaxed);
+            count(&self.metrics, "lost");
+        }
+    }
+
+    /// Whether requests have to be refused, since they could not be recorded.
+    pub fn refuses(&self) -> bool {
+        self.on_failure == OnFailure::Refuse && self.failing.load(Ordering::Relaxed)
+    }
+}
+
+fn count(metrics: &Metrics, result: &'static str) {
+    metrics.audit.get_or_create(&ResultLabels { result }).inc();
+}
+
+/// As the fleet calls it (`NODE_NAME`, from Kubernetes' downward API), else the host's name.
+fn node() -> String {
+    std::env::var("NODE_NAME")
+        .or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"))
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn rfc3339(time_ms: u64) -> String {
+    use time::format_description::well_known::Rfc3339;
+    let nanoseconds = i128::from(time_ms) * 1_000_000;
+    time::OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
+        .ok()
+        .and_then(|time| time.format(&Rfc3339).ok())
+        .unwrap_or_else(|| time_ms.to_string())
+}
+
+/// Something that takes whole lines.
+trait Sink: Send {
+    /// Appends `lines`.
+    ///
+    /// # Errors
+    /// With the number of bytes that were written all the same.
+    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)>;
+}
+
+impl Sink for io::Stdout {
+    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+        let mut out = self.lock();
+        write_counted(&mut out, lines)?;
+        out.flush().map_err(|error| (lines.len(), error))
+    }
+}
+
+/// A file that may be renamed away, and made anew, at any time.
+struct Rotated {
+    path: PathBuf,
+    file: File,
+}
+
+impl Rotated {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        let file = open(&path)?;
+        Ok(Self { path, file })
+    }
+
+    fn is_current(&self) -> bool {
+        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        matches!((self.file.metadata(), std::fs::metadata(&self.path)), (Ok(a), Ok(b)) if same(&a, &b))
+    }
+}
+
+impl Sink for Rotated {
+    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+        if !self.is_current() {
+            self.file = open(&self.path).map_err(|error| (0, error))?;
+        }
+        write_counted(&mut self.file, lines)
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
+}
+
+fn write_counted(out: &mut impl Write, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+    let mut done = 0;
+    while done < lines.len() {
+        match out.write(&lines[done..]) {
+            Ok(0) => return Err((done, io::ErrorKind::WriteZero.into())),
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err((done, error)),
+        }
+    }
+    Ok(())
+}
+
+/// How long a destination that failed is left alone.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Bytes that are written at once, where as many wait.
+const BATCH: usize = 64 * 1024;
+
+/// The thread: writes what comes until all who could send are gone.
+fn write_all(sink: &mut dyn Sink, queue: &Receiver<Vec<u8>>, failing: &AtomicBool, metrics: &Metrics) {
+    let mut batch = Vec::new();
+    let mut lines = 0;
+    let mut failed = false;
+    loop {
+        if batch.is_empty() {
+            match queue.recv() {
+                Ok(line) => (batch, lines) = (line, 1),
+                Err(_) => return,
+            }
+        }
+        while batch.len() < BATCH
+            && let Ok(line) = queue.try_recv()
+        {
+            batch.extend_from_slice(&line);
+            lines += 1;
+        }
+        match sink.append(&batch) {
+            Ok(()) => {
+                if failed {
+                    tracing::info!("the audit trail is written again");
+                }
+                failed = false;
+                failing.store(false, Ordering::Relaxed);
+                metrics
+                    .audit
+                    .get_or_create(&ResultLabels { result: "written" })
+                    .inc_by(std::mem::take(&mut lines));
+                batch.clear();
+            }
+            Err((done, error)) => {
+                batch.drain(..done);
+                failing.store(true, Ordering::Relaxed);
+                count(metrics, "failed");
+                if !failed {
+                    tracing::error!(%error, "the audit trail cannot be written; it is tried again until it can");
+                }
+                failed = true;
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
