@@ -78,7 +78,7 @@ pub fn connection(
 mod tests {
     use super::*;
     use crate::hello::Hello;
-    use crate::policy::{HostPattern, OnMissingToken, Selector};
+    use crate::policy::{HostPattern, OnMissingToken, OnUntrusted, Selector};
 
     fn verdict(first: &First, candidate: bool, unknown: OnUnknownName) -> String {
         let route = |host: &str, workloads| Route {
@@ -89,6 +89,7 @@ mod tests {
             login_hint: None,
             verify: None,
             on_missing_token: OnMissingToken::Reject,
+            on_untrusted: OnUntrusted::Refuse,
             credentials: Default::default(),
             workloads,
         };
