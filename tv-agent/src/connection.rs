@@ -1,8 +1,10 @@
 //! The life of a connection, from accept to its end, in the order in which things happen.
 
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -292,6 +294,10 @@ impl Connections {
             // Bad TLS upstream: every request on this connection is told so.
             Err(_) => Protocol::Http2,
         };
+        // Who gave up waiting has seen no certificate.
+        if has_left(io.get_ref()) {
+            return Err(Error::Refused("closed_early"));
+        }
         let protocol = terminate::mirror(&hello.alpn, origin_speaks);
         let tls = self
             .shake_hands(io, &target.host, protocol, &workload, &flow)
@@ -353,6 +359,16 @@ fn take(
     let recorded = origins.take(cookie, peer).map_err(Error::Lookup)?;
     stream.peer_addr().map_err(Error::Read)?;
     Ok(recorded)
+}
+
+/// Whether the client has closed, as far as is known here. Takes no byte.
+fn has_left(stream: &TcpStream) -> bool {
+    use nix::sys::socket::{MsgFlags, recv};
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match recv(stream.as_raw_fd(), &mut [0], flags) {
+        Ok(bytes) => bytes == 0,
+        Err(errno) => errno != Errno::EAGAIN,
+    }
 }
 
 /// One open connection in the metrics, also when a drain cuts it off.
