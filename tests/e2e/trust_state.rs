@@ -68,12 +68,20 @@ fn list(world: &World, config: &Value, more: &[&str]) -> String {
     finished.unwrap().expect_success().to_owned()
 }
 
-/// The row of the process that asks.
+/// The row of the process that asks, once it has come into the cgroup and become Python.
 fn row(world: &World, config: &Value, asker: &Asker<'_>) -> Value {
-    let rows: Vec<Value> = serde_json::from_str(&list(world, config, &["-o", "json"])).unwrap();
     let pid = json!(asker.running.pid().as_raw());
-    let found = rows.iter().find(|row| row["pid"] == pid);
-    found.unwrap_or_else(|| panic!("{rows:?}")).clone()
+    let find = || {
+        let rows: Vec<Value> = serde_json::from_str(&list(world, config, &["-o", "json"])).unwrap();
+        let is_ours = |row: &Value| row["pid"] == pid && row["runtime"] == "python";
+        rows.into_iter().find(is_ours)
+    };
+    let mut found = None;
+    wait_for("the process in the list", LIMIT, || {
+        found = find();
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 /// Events of trust that the daemon told: process, outcome and reason.
@@ -198,7 +206,14 @@ fn each_client_shows_its_distrust_in_its_own_way() {
         const CLOSED: &str = "it closed right after our certificate, without an alert";
         const UNUSED: &str = "it finished the handshake and closed without a word";
         const UNKNOWN_CA: &str = "TLS alert unknown_ca";
-        let clients: [(&[&str], &str, &[&str]); 8] = [
+        let java = world.dir().join("Client.java");
+        let class = format!(
+            "class Client {{ public static void main(String[] a) throws Exception {{ \
+             new java.net.URL(\"{url}\").openStream(); }} }}"
+        );
+        std::fs::write(&java, class).unwrap();
+        let java = java.display().to_string();
+        let clients: [(&[&str], &str, &[&str]); 9] = [
             (&curl(&[&url]), "curl", &[UNKNOWN_CA]),
             (&["python3", "-c", &python], "python", &[UNKNOWN_CA]),
             (&["node", "-e", &node], "node", &[CLOSED, UNUSED]),
@@ -215,6 +230,7 @@ fn each_client_shows_its_distrust_in_its_own_way() {
             ),
             (&["ruby", "-e", &ruby], "ruby", &[UNKNOWN_CA]),
             (&["php", "-r", &php], "php", &[UNKNOWN_CA]),
+            (&["java", &java], "java", &["TLS alert certificate_unknown"]),
         ];
         let mut tried = Vec::new();
         for (client, name, signs) in clients {
@@ -231,7 +247,7 @@ fn each_client_shows_its_distrust_in_its_own_way() {
             assert!(signs.contains(&reason.as_str()), "{client:?}: {reason}");
             tried.push(format!("{name}: {reason}"));
         }
-        println!("{}", tried.join("\n"));
+        eprintln!("{}", tried.join("\n"));
         assert!(tried.len() >= 2, "{tried:?}");
         assert_eq!(world.github.count(), 0, "nothing came to the origin");
         assert!(world.auth0.exchanges().is_empty());
@@ -283,6 +299,12 @@ fn a_route_may_tunnel_those_who_do_not_trust_us() {
             checked.stdout.contains("on_untrusted: tunnel for github, google"),
             "{}",
             checked.stdout
+        );
+        // `check` looks whether it is reached.
+        let calls = world.take_unexpected();
+        assert!(
+            calls.iter().all(|call| call.contains("HEAD /oauth/token")),
+            "{calls:?}"
         );
     });
 }

@@ -134,6 +134,7 @@ struct Settled {
     metrics: Option<SocketAddr>,
     socket: PathBuf,
     ca_dir: PathBuf,
+    trust_dir: PathBuf,
 }
 
 impl Settled {
@@ -144,6 +145,7 @@ impl Settled {
             metrics: config.metrics,
             socket: config.socket.clone(),
             ca_dir: config.ca_dir.clone(),
+            trust_dir: config.trust.dir.clone(),
         }
     }
 }
@@ -368,7 +370,7 @@ impl Daemon {
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         agent_cgroup(&self.mount, &enrolled)?;
         if Settled::of(&config) != self.settled {
-            tracing::warn!("listen, admin and ca.dir take effect when the agent is restarted");
+            tracing::warn!("listen, admin, ca.dir and trust.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;

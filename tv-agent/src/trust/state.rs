@@ -124,13 +124,14 @@ impl Processes {
         });
     }
 
-    /// Forgets processes that are gone or run another program, and notices what was installed, until the agent ends.
+    /// Forgets processes that are gone or run another program, and notices what was installed, until the agent ends
+    /// or hands over.
     pub async fn tend(self, mut phase: watch::Receiver<Phase>) {
         let mut tick = tokio::time::interval(SWEEP);
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = phase::reached(&mut phase, Phase::Ending) => return,
+                () = phase::reached(&mut phase, Phase::HandedOver) => return,
             }
             let this = self.clone();
             // It ends by itself.

@@ -167,13 +167,6 @@ impl RouteFacts {
         let _ = writeln!(text, "  the caller's token: {}", self.subject_from.join(", "));
         let _ = writeln!(text, "  a request without a token is {missing}");
         let _ = writeln!(text, "  {strangers} is {foreign}");
-        let untrusted = match self.on_untrusted {
-            OnUntrusted::Refuse => {
-                "may try; after a handshake that shows it, it is refused for a while, and told in the log"
-            }
-            OnUntrusted::Tunnel => "is tunnelled: the provider sees its own token",
-        };
-        let _ = writeln!(text, "  a process that does not trust our CA {untrusted}");
         let verify = self
             .verify
             .as_deref()

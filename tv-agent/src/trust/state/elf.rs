@@ -154,8 +154,11 @@ mod tests {
             assert!(ask(&program(&[".note.go.buildid"], wide)).unwrap());
             assert!(!ask(&program(&[".text", ".go.buildinfo2", ".note.gnu.build-id"], wide)).unwrap());
         }
-        // A real one: this test.
+        // Real ones: this test, and Go's own tool where it is.
         assert!(!is_go(&File::open("/proc/self/exe").unwrap()).unwrap());
+        if let Ok(go) = File::open("/usr/bin/go") {
+            assert!(is_go(&go).unwrap());
+        }
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! The table of processes with this very process in it, and with ones that never were.
+
 use std::time::Instant;
 
 use super::*;

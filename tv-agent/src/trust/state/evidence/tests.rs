@@ -1,3 +1,5 @@
+//! Each event and what is believed after it; then any events in any order.
+
 use proptest::prelude::*;
 
 use super::*;
