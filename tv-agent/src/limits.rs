@@ -75,7 +75,7 @@ pub const TRUST_PROCESSES: usize = 4096;
 pub const TRUST_WAIT: Duration = Duration::from_secs(2);
 /// A process that has shown that it does not trust the CA is refused for so long, unless what is installed changes.
 pub const TRUST_PAUSE: Duration = Duration::from_secs(10);
-/// A client that closes within this time after the handshake, without a word, did not like our certificate.
+/// A client that closes within this time after our certificate or the handshake, without a word, did not like it.
 pub const TRUST_UNUSED: Duration = Duration::from_secs(5);
 /// Processes that are looked at at once, to tell what runs in them.
 pub const TRUST_READERS: usize = 4;

@@ -136,7 +136,9 @@ impl Terminator {
             }
             Ok(Err((source, io))) => Err(match distrust(&source) {
                 Some(alert) => Error::Untrusted { alert, source },
-                None if is_close(&source) && io.has_certificate() => Error::Closed(source),
+                None if is_close(&source) && io.just_had_certificate(limits::TRUST_UNUSED) => {
+                    Error::Closed(source)
+                }
                 None => Error::Handshake(source),
             }),
             Err(_) => Err(Error::Timeout { limit: self.limit }),

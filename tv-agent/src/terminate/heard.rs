@@ -124,27 +124,37 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Heard<I> {
     }
 }
 
+/// A HelloRetryRequest (RFC 8446 §4.1.4) takes 100 bytes or so and an alert 7; two certificates take a thousand.
+const WITHOUT_CERTIFICATE: usize = 512;
+
 /// A stream that counts what we have sent.
 pub struct Sent<I> {
     io: I,
     bytes: usize,
+    /// When the certificate was among it.
+    certificate: Option<Instant>,
 }
 
 impl<I> Sent<I> {
     pub(super) fn new(io: I) -> Self {
-        Self { io, bytes: 0 }
+        Self {
+            io,
+            bytes: 0,
+            certificate: None,
+        }
     }
 
-    /// Whether that was more than a HelloRetryRequest (RFC 8446 §4.1.4: 100 bytes or so, an alert 7): two
-    /// certificates take a thousand.
-    pub(super) fn has_certificate(&self) -> bool {
-        const WITHOUT: usize = 512;
-        self.bytes > WITHOUT
+    /// Whether our certificate went out, and no longer than `limit` ago.
+    pub(super) fn just_had_certificate(&self, limit: Duration) -> bool {
+        self.certificate.is_some_and(|at| at.elapsed() <= limit)
     }
 
     fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(bytes)) = &written {
             self.bytes = self.bytes.saturating_add(*bytes);
+            if self.bytes > WITHOUT_CERTIFICATE && self.certificate.is_none() {
+                self.certificate = Some(Instant::now());
+            }
         }
         written
     }
@@ -227,6 +237,18 @@ mod tests {
             }
             assert_eq!(*words.lock().unwrap(), [Word::Left(Sign::Unused)]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_retry_request_is_no_certificate_and_one_of_long_ago_is_not_just_sent() {
+        let (ours, _theirs) = duplex(4096);
+        let mut sent = Sent::new(ours);
+        sent.write_all(&[0; WITHOUT_CERTIFICATE]).await.unwrap();
+        assert!(!sent.just_had_certificate(LONG));
+        sent.write_all(&[0]).await.unwrap();
+        assert!(sent.just_had_certificate(LONG));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(!sent.just_had_certificate(Duration::from_millis(1)));
     }
 
     #[tokio::test]

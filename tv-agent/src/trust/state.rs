@@ -8,6 +8,8 @@ mod look;
 mod runtime;
 mod table;
 
+use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -141,14 +143,19 @@ impl Processes {
 
     /// As [`tend`](Self::tend) does it, once. Blocks.
     pub fn sweep(&self) {
-        let keys = self.table().keys();
+        let (keys, mut programs) = {
+            let table = self.table();
+            (table.keys(), table.programs())
+        };
         for key in keys {
-            let looked = Looked::at(key).ok();
+            let looked = Looked::at(key, &mut programs);
             let mut table = self.table();
             let Some(record) = table.peek(key) else { continue };
             match looked {
-                Some(looked) if record.is_same_program(&looked) => record.learn(looked),
-                _ => {
+                Ok(looked) if record.is_same_program(&looked) => record.learn(looked),
+                // Whether it is gone cannot be told.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                Ok(_) | Err(_) => {
                     table.remove(key, &self.0.metrics);
                     continue;
                 }
@@ -199,7 +206,7 @@ impl Processes {
         let permit = self.0.readers.clone().try_acquire_owned().ok()?;
         let this = self.clone();
         Some(tokio::task::spawn_blocking(move || {
-            let looked = Looked::at(key);
+            let looked = Looked::at(key, &mut HashMap::new());
             if let (Ok(looked), Some(record)) = (looked, this.table().peek(key)) {
                 record.learn(looked);
             }

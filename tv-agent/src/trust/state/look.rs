@@ -51,17 +51,18 @@ pub(super) struct Looked {
 }
 
 impl Looked {
+    /// `programs`: what is known of program files already.
+    ///
     /// # Errors
     /// When the process is gone, its id is another's by now, or it may not be looked at.
-    pub fn at(key: Key) -> io::Result<Self> {
+    pub fn at(key: Key, programs: &mut HashMap<(u64, u64), Runtime>) -> io::Result<Self> {
         let process = Opened::new(key.pid)?;
         if process.process.started != key.started {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Self::of(&process, &mut HashMap::new())
+        Self::of(&process, programs)
     }
 
-    /// `programs`: what is known of program files already.
     fn of(process: &Opened, programs: &mut HashMap<(u64, u64), Runtime>) -> io::Result<Self> {
         let mntns = id_of(&process.open("ns/mnt")?.metadata()?);
         let file = process.open("exe")?.metadata()?;

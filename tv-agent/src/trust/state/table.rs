@@ -127,6 +127,14 @@ impl Table {
         self.records.keys().copied().collect()
     }
 
+    /// What runs in the program files that were looked at.
+    pub fn programs(&self) -> HashMap<(u64, u64), Runtime> {
+        let looked = self.records.values();
+        looked
+            .filter_map(|record| Some((record.program?, record.runtime)))
+            .collect()
+    }
+
     pub fn len(&self) -> usize {
         self.records.len()
     }

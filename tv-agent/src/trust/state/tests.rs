@@ -150,7 +150,7 @@ async fn a_process_that_became_another_program_is_another_one() {
     let own = own();
     let key = Key::of(&own).unwrap();
     processes.standing(&own, QUICK).await;
-    let mut looked = Looked::at(key).unwrap();
+    let mut looked = Looked::at(key, &mut HashMap::new()).unwrap();
     looked.program.1 += 1;
     processes.table().peek(key).unwrap().learn(looked);
     processes.sweep();
