@@ -17,3 +17,4 @@ mod seeing;
 mod soak;
 mod support;
 mod takeover;
+mod trust_state;

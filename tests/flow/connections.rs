@@ -371,7 +371,13 @@ async fn a_client_that_never_finishes_its_handshake_costs_the_others_nothing() {
     assert_eq!(flow.metric("open_connections"), 51);
     drop((stalled, caller));
     assert!(eventually(|| flow.metric("open_connections") == 0).await);
-    flow.ended("refuse", "handshake_failed").await;
+    // Who leaves right after the certificate did not like it; who leaves later had other reasons.
+    let refused = |why| {
+        flow.metric(&format!(
+            "connections_total{{decision=\"refuse\",reason=\"{why}\"}}"
+        ))
+    };
+    assert_eq!(refused("closed_on_certificate") + refused("handshake_failed"), 50);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

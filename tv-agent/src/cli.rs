@@ -62,6 +62,9 @@ pub enum Command {
     /// The certificate authority that workloads trust.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Trust of workloads in our CA.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Removes what agents that are gone have left in the kernel.
     Cleanup(OutputArgs),
     /// Writes what helps to find a fault into one archive, without secrets.
@@ -249,6 +252,12 @@ pub struct CaArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Subcommand)]
+pub enum TrustCommand {
+    /// What the running daemon believes of each enrolled process, and what to do.
+    List(ControlArgs),
 }
 
 #[derive(Args)]

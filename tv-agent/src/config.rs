@@ -26,9 +26,11 @@ mod builtin;
 mod capture;
 mod check;
 mod raw;
+mod trust;
 mod workloads;
 
 pub use raw::{OnAgentDown, Quic};
+pub use trust::{Install, Trust};
 
 /// Reads an environment variable; a function, so that tests never touch the process's own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -62,6 +64,7 @@ pub struct Config {
     /// Where spans go, and PEM files with roots for that.
     pub traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub ca_dir: PathBuf,
+    pub trust: Trust,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +223,7 @@ impl Config {
             audit: None,
             traces: None,
             ca_dir: default_ca_dir(),
+            trust: Trust::default(),
         })
     }
 

@@ -25,6 +25,7 @@ use crate::local;
 use crate::redirect::Narrowing;
 use crate::sign::{KeySets, Shown};
 use crate::token::{Filter, Tokens};
+pub use crate::trust::Row as TrustRow;
 
 mod ask;
 
@@ -66,6 +67,8 @@ pub struct Control {
     pub log: LogFilter,
     /// In the OpenMetrics text format.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// All enrolled processes and what is believed of their trust in the CA. Blocks.
+    pub trust: Arc<dyn Fn() -> Vec<TrustRow> + Send + Sync>,
 }
 
 /// What is logged, changed while the daemon runs.
@@ -180,6 +183,7 @@ impl Control {
             (&Method::GET, "/log", None) => self.logging(None),
             (&Method::POST, "/log", Some(filter)) => self.logging(Some(filter)),
             (&Method::GET, "/keys", None) => Lines::many((self.keys)().list().iter()),
+            (&Method::GET, "/trust", None) => self.trusting(),
             (&Method::POST, path, None) => match path.strip_prefix("/keys/rotate/") {
                 Some(name) => self.rotate(name),
                 None => Lines::status(StatusCode::NOT_FOUND),
@@ -218,6 +222,23 @@ impl Control {
             }
             // Whoever asked may be gone.
             let _ = sender.blocking_send(line(&rotated));
+        });
+        Lines::response(Lines {
+            ready: Bytes::new(),
+            more: Some(receiver),
+        })
+    }
+
+    /// Looks at all enrolled processes, which takes a moment.
+    fn trusting(&self) -> Response<Lines> {
+        let (sender, receiver) = mpsc::channel(64);
+        let trust = self.trust.clone();
+        tokio::task::spawn_blocking(move || {
+            for row in trust() {
+                if sender.blocking_send(line(&row)).is_err() {
+                    return;
+                }
+            }
         });
         Lines::response(Lines {
             ready: Bytes::new(),

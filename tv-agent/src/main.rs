@@ -55,6 +55,7 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
         Command::Cache(command) => commands::control::cache(&command).await,
         Command::Keys(command) => commands::keys::run(&command).await,
         Command::Ca(command) => commands::ca::run(&command),
+        Command::Trust(command) => commands::trust::run(&command).await,
         Command::Cleanup(args) => commands::cleanup::run(args),
         Command::BugReport(args) => commands::bug_report::run(&args).await,
         Command::Version(args) => commands::version::run(args),

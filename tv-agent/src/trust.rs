@@ -7,6 +7,7 @@
 mod env;
 mod hash;
 mod ledger;
+mod state;
 mod store;
 
 use std::ffi::OsString;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 pub use ledger::{Installation, Ledger, MntnsId, StoreKind, Unreached};
+pub use state::{Ask, Belief, Issuing, Processes, Row, Runtime, Sign, Standing};
 use store::Store;
 
 /// What to give a command so that it trusts the CA. The files that it names live as long as the directory that
@@ -90,6 +92,13 @@ pub fn prepare(
         env,
         mounts: system.mounts,
     })
+}
+
+/// SHA-256 of a certificate, hexadecimal, as [`Installation::roots`] names it.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    use sha2::{Digest as _, Sha256};
+    let digest = Sha256::digest(certificate);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The CA as it is added to stores.

@@ -19,6 +19,7 @@ use crate::upstream::roots;
 use crate::verify::Verifier;
 
 mod resolvers;
+mod trust;
 
 /// One thing that was looked at.
 #[derive(Serialize)]
@@ -77,6 +78,7 @@ pub(super) async fn findings(config: Option<&Path>) -> Vec<Finding> {
                 findings.extend(resolvers::findings(&config, &mount));
             }
             findings.push(authority(&config));
+            findings.extend(trust::findings(&config));
             findings.extend(verifiers(config.verifiers).await);
             findings.extend(vaults(config.vaults).await);
         }

@@ -14,6 +14,7 @@ use crate::policy::{Found, Route, Routes, Verdict, covers};
 use crate::workload::{Cgroup, Directory, Pod, PodFacts as _, Workload};
 
 mod route;
+mod trust;
 
 use route::RouteFacts;
 
@@ -25,6 +26,8 @@ struct Explained {
     decision: &'static str,
     why: String,
     route: Option<RouteFacts>,
+    /// By what is known of a process' trust in our CA; empty where TLS is not ended.
+    trust: Vec<trust::Stated>,
     /// How each route that names the host, and is for some workloads only, was settled, in their order.
     selectors: Vec<Selected>,
     /// What `capture: dns` or `cidr` means for the host.
@@ -167,6 +170,10 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
             Found::Route(route) | Found::Unsettled(route) => facts(route),
             Found::Nothing => None,
         },
+        trust: match found {
+            Found::Route(route) if decision == "terminate" => trust::states(host, route),
+            _ => Vec::new(),
+        },
         selectors: selectors(&routes, host, caller),
         narrowing,
         addresses,
@@ -241,6 +248,7 @@ fn text(explained: &Explained) -> String {
     if let Some(route) = &explained.route {
         text.push_str(&route.text());
     }
+    text.push_str(&trust::text(&explained.trust));
     for Selected {
         route,
         selector,
@@ -316,12 +324,14 @@ mod tests {
         for line in [
             "  the caller's token: header authorization\n",
             "  a provider's own token, or one not of https://t.example/, is refused with 401\n",
+            "  a process that is untrusted is refused for 10 s, ",
             "  inject: the provider's token goes out in authorization, in the caller's scheme\n",
             "    it is dropped when the provider answers 401\n",
         ] {
             assert!(text(&routed).contains(line), "{}", text(&routed));
         }
-        assert_eq!(ask("example.com", None).decision, "tunnel");
+        let tunnelled = ask("example.com", None);
+        assert_eq!((tunnelled.decision, tunnelled.trust.len()), ("tunnel", 0));
         assert_eq!(ask("api.github.com", Some("/user.slice")).decision, "native");
     }
 
@@ -384,6 +394,7 @@ routes:
     subject_from: [{ cookie: at }, { query: t }]
     inject: { header: X-Key, scheme: none }
     on_foreign_token: passthrough
+    on_untrusted: tunnel
     purge: { statuses: [], json: { pointer: /ok, equals: false } }
 "#;
         let config = Config::parse(file, std::path::Path::new("x"), &|_| Some("s".into())).unwrap();
@@ -393,6 +404,8 @@ routes:
             "  the caller's token: header authorization, cookie at, query parameter t\n",
             "  a provider's own token, or one not of https://t.example/, is passed through as it came\n",
             "  inject: the provider's token goes out in x-key, by itself\n",
+            "  a process that is untrusted is tunnelled: the provider sees its own token (untrusted_tunnel)\n",
+            "  a process that is needs_restart is tunnelled: the provider sees its own token (needs_restart_tunnel)\n",
             "    it is dropped when the provider answers false at /ok\n",
         ] {
             assert!(text.contains(line), "{text}");

@@ -26,6 +26,7 @@ use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
 use crate::traces;
+use crate::trust::Ledger;
 use crate::workload::Workloads;
 
 mod cover;
@@ -139,6 +140,7 @@ struct Settled {
     ca_dir: PathBuf,
     audit: Option<audit::Settings>,
     traces: Option<(traces::Settings, Vec<PathBuf>)>,
+    trust_dir: PathBuf,
 }
 
 impl Settled {
@@ -152,6 +154,7 @@ impl Settled {
             ca_dir: config.ca_dir.clone(),
             audit: config.audit.clone(),
             traces: config.traces.clone(),
+            trust_dir: config.trust.dir.clone(),
         }
     }
 }
@@ -190,6 +193,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
+        ledger: Ledger::default(),
         listen_v4: (LISTEN_V4, settled.port).into(),
         listen_v6: listen_v6(settled.port),
     };
@@ -376,7 +380,9 @@ impl Daemon {
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         agent_cgroup(&self.mount, &enrolled)?;
         if Settled::of(&config) != self.settled {
-            tracing::warn!("listen, admin, audit, traces and ca.dir take effect when the agent is restarted");
+            tracing::warn!(
+                "listen, admin, audit, traces, ca.dir and trust.dir take effect when the agent is restarted"
+            );
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;

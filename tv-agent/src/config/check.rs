@@ -74,6 +74,7 @@ impl Checker<'_> {
             verifiers: &verifiers,
             issuers: &issuers,
         };
+        let trust = self.trust(&raw.trust)?;
         let mut names = HashSet::new();
         let mut routes = Vec::new();
         for route in raw.routes {
@@ -86,7 +87,7 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &named)?);
+            routes.push(self.route(route.value, &named, trust.on_untrusted)?);
         }
         let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         intercept.capture = self.capture(&raw.intercept, &routes)?;
@@ -108,6 +109,7 @@ impl Checker<'_> {
             audit: self.audit(&raw.audit)?,
             traces: raw.traces.map(|raw| self.traces(raw)).transpose()?,
             ca_dir,
+            trust,
         })
     }
 

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::workloads;
+use super::{trust::Install, workloads};
 use crate::audit::OnFailure;
 use crate::decide::OnUnknownName;
-use crate::policy::OnMissingToken;
 use crate::policy::credentials::OnForeignToken;
+use crate::policy::{OnMissingToken, OnUntrusted};
 
 pub mod inject;
 pub mod keyset;
@@ -36,6 +36,7 @@ pub struct Raw {
     pub audit: Audit,
     pub traces: Option<Traces>,
     pub ca: Ca,
+    pub trust: Trust,
 }
 
 #[derive(Deserialize, Default)]
@@ -106,6 +107,7 @@ pub struct Route {
     pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
+    pub on_untrusted: Option<OnUntrusted>,
     #[serde(default)]
     pub on_foreign_token: OnForeignToken,
     #[serde(default)]
@@ -153,4 +155,13 @@ pub struct Traces {
     pub sample: Option<Spanned<f64>>,
     #[serde(default)]
     pub extra_roots: Vec<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trust {
+    pub install: Install,
+    pub host: bool,
+    pub on_untrusted: OnUntrusted,
+    pub dir: Option<Spanned<PathBuf>>,
 }

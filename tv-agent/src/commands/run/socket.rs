@@ -60,15 +60,18 @@ pub(super) fn serve(
     listener: UnixListener,
     agent: &Agent,
     status: Said,
+    workloads: Arc<Workloads>,
     log: LogFilter,
     metrics: Metrics,
 ) -> JoinHandle<()> {
     let current = agent.current().clone();
+    let processes = agent.processes().clone();
     let control = Control {
         status,
         flows: agent.flows().clone(),
         tokens: agent.tokens().clone(),
         keys: Arc::new(move || current.load().keysets.clone()),
+        trust: Arc::new(move || processes.list(&workloads.roots())),
         log,
         metrics: Arc::new(move || metrics.render()),
     };

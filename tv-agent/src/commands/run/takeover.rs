@@ -176,7 +176,13 @@ impl Sockets {
     ) -> Result<Local, Error> {
         let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Descriptor);
         let (path, admin) = self.admin;
-        let status = socket::status(agent, handles.clone(), workloads, metrics.clone(), ready.clone());
+        let status = socket::status(
+            agent,
+            handles.clone(),
+            workloads.clone(),
+            metrics.clone(),
+            ready.clone(),
+        );
         let mut local = Local {
             tasks: Vec::new(),
             admin: (path, copy(admin.as_fd())?),
@@ -196,7 +202,7 @@ impl Sockets {
             };
             local.tasks.push(admin.serve_on(listener));
         }
-        let admin = socket::serve(admin, agent, status, log, metrics);
+        let admin = socket::serve(admin, agent, status, workloads, log, metrics);
         local.tasks.push(admin);
         Ok(local)
     }
