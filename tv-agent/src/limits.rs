@@ -61,6 +61,10 @@ pub const EXCHANGES_AT_ONCE: usize = 64;
 pub const EXCHANGES_QUEUED: usize = 2048;
 /// Longest time that a vault's rate limit keeps us from calling it, whatever it says.
 pub const RATE_LIMIT_WAIT: Duration = Duration::from_secs(60);
+/// Largest file of a CA that is read, bytes; a certificate with a hundred constraints has 5 KiB.
+pub const CA_FILE_BYTES: u64 = 64 * 1024;
+/// Most certificates of a chain between leaf and root.
+pub const CA_CHAIN: usize = 4;
 /// Leaf certificates kept.
 pub const LEAVES: u64 = 4096;
 /// Largest certificate bundle or file of a certificate directory that is copied for `exec`, bytes.

@@ -84,6 +84,13 @@ pub struct Metrics {
     pub candidates: Gauge,
     pub unsure_namespaces: Gauge,
     pub all_unsure: Gauge,
+    pub ca_expiry: Family<CertificateLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CertificateLabels {
+    /// `root`, `issuing`, `intermediate`, `next_root` or `old_root`.
+    pub certificate: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -126,6 +133,7 @@ impl Metrics {
             candidates: Gauge::default(),
             unsure_namespaces: Gauge::default(),
             all_unsure: Gauge::default(),
+            ca_expiry: Family::default(),
         };
         registry.register(
             "connections",
@@ -229,6 +237,12 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        registry.register_with_unit(
+            "ca_expiry_timestamp",
+            "When a certificate of the CA ends, since 1970",
+            Unit::Seconds,
+            metrics.ca_expiry.clone(),
+        );
         metrics.registry = Arc::new(registry);
         metrics
     }

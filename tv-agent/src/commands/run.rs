@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin;
 use crate::agent::{self, Agent, Wiring};
-use crate::ca::{self, Authority};
+use crate::ca;
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
 use crate::handover::{self, Estate, Event};
@@ -25,12 +25,15 @@ use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
 use crate::workload::Workloads;
 
+mod authority;
 mod cover;
+mod ends;
 mod enrolled;
 mod socket;
 mod takeover;
 
 use cover::Cover;
+use ends::Ends;
 pub use enrolled::missing_cgroups;
 use enrolled::{agent_cgroup, directories};
 use takeover::{Begun, Local};
@@ -123,6 +126,8 @@ struct Daemon {
     metrics: Metrics,
     intercept: Intercept,
     settled: Settled,
+    /// The subtrees of the routes in force, for which the CA has to sign.
+    wanted: watch::Sender<Vec<String>>,
 }
 
 /// What a reload cannot change.
@@ -148,12 +153,14 @@ impl Settled {
 }
 
 async fn daemon(args: &RunArgs) -> Result<(), Error> {
+    super::guard_memory();
     let file = &*args.config;
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
     let mount = cgroup2_mount()?;
     let enrolled = directories(file, &config.intercept, &mount)?;
-    let authority = Arc::new(Authority::load(&config.ca_dir)?);
+    let ca_digest = ca::digest(&config.ca_dir);
+    let authority = authority::load(&config)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let mut end = Ends::new().map_err(Error::Signals)?;
 
@@ -172,6 +179,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
     let metrics = Metrics::new();
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
+    let wanted = watch::Sender::new(config.subtrees());
     let ready = Arc::new(AtomicBool::new(false));
     let wiring = Wiring {
         origins: shared.clone(),
@@ -207,6 +215,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
         metrics,
         intercept,
         settled,
+        wanted,
     };
     daemon.apply(&enrolled)?;
     daemon.cover.watch(&daemon.mount).map_err(Error::Thread)?;
@@ -216,6 +225,14 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
     let ready_time = limits::HANDOVER_READY_TIME;
     handover::serve(theirs, ready_time, move |retired| retire.retire(retired), events)
         .map_err(Error::Thread)?;
+    let (authorities, mut renewed) = mpsc::channel(1);
+    let ca_dir = daemon.settled.ca_dir.clone();
+    tokio::spawn(authority::tend(
+        ca_dir,
+        ca_digest,
+        daemon.wanted.subscribe(),
+        authorities,
+    ));
     ready.store(true, Ordering::Relaxed);
     tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
 
@@ -238,6 +255,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
                 digest = digest_of(file);
                 daemon.reload();
             }
+            Some(authority) = renewed.recv(), if !giving => daemon.take_authority(authority),
             Some(event) = asked.recv() => match event {
                 Event::Asked(reply) => {
                     giving = true;
@@ -287,28 +305,6 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
     }
     // The links stay pinned: a workload must never get past a stopped agent with the wrong token.
     Ok(())
-}
-
-/// The signals that ask for the end.
-struct Ends {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Ends {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }
 
 impl Daemon {
@@ -369,6 +365,8 @@ impl Daemon {
             tracing::warn!("listen, admin and ca.dir take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
+        let wanted = config.subtrees();
+        self.widen_authority(&config)?;
         let prepared = self.agent.prepare(config)?;
         // The kernel half can still say no; then everything is as before.
         let old = std::mem::replace(&mut self.intercept, intercept);
@@ -379,6 +377,7 @@ impl Daemon {
             return Err(error);
         }
         self.agent.install(prepared);
+        self.wanted.send_replace(wanted);
         Ok(())
     }
 }
