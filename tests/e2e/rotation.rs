@@ -151,7 +151,7 @@ fn the_root_is_replaced_under_load_and_no_request_fails() {
         );
         let stop = path("stop");
         let load = script(world, &daemon, "load.py", LOAD, &[&store, &user, &stop]);
-        let served = |more: usize| {
+        let served = |more: u64| {
             let seen = world.github.count();
             wait_for("requests", LIMIT, || world.github.count() >= seen + more);
         };
