@@ -74,8 +74,8 @@ pub enum Error {
     #[error("a TLS client would refuse what {} signs", .path.display())]
     Unusable { path: PathBuf, source: rustls::Error },
     #[error(
-        "the root {} ends at {}, too soon to issue an intermediate; move {} away, run `tv-agent ca init` \
-         and distribute the new root",
+        "the root {} ends at {}, too soon to issue an intermediate; replace it by `tv-agent ca rotate`, or, once it has \
+         ended, move {} away, run `tv-agent ca init` and distribute the new root",
         .path.display(), rfc3339(*.at), .path.parent().unwrap_or(.path).display()
     )]
     RootWornOut { path: PathBuf, at: OffsetDateTime },

@@ -62,7 +62,7 @@ pub(super) fn init_at(dir: &Path, permitted: &[String], now: OffsetDateTime) -> 
             reason: "there was none".into(),
         }
     };
-    let mut advice = Vec::new();
+    let mut advice = Vec::from_iter(root_ends_soon(&paths, now)?);
     let intermediate = tend(&paths, &wanted, now, &mut advice)?;
     if exists(&paths.root_key)? {
         advice.push(format!(
@@ -96,11 +96,14 @@ pub(super) fn renew_at(dir: &Path, permitted: &[String], now: OffsetDateTime) ->
     if files::read_rotation(&paths)?.is_none_or(|rotation| rotation.filing.is_none())
         && matches!(need(&paths, &wanted, now)?, Need::Nothing)
     {
-        return Ok(Initialised::nothing(dir));
+        let mut done = Initialised::nothing(dir);
+        done.advice.extend(root_ends_soon(&paths, now)?);
+        return Ok(done);
     }
     drop(look);
     let _lock = lock(&paths)?;
     let mut done = Initialised::nothing(dir);
+    done.advice.extend(root_ends_soon(&paths, now)?);
     done.intermediate = tend(&paths, &wanted, now, &mut done.advice)?;
     Ok(done)
 }
@@ -230,6 +233,18 @@ fn tend(
     Issued::new(loaded, wanted, now, paths)?.write(paths)?;
     Authority::load_one(paths, now)?;
     Ok(Outcome::Made { reason })
+}
+
+/// What to do about a root that ends soon.
+fn root_ends_soon(paths: &Paths, now: OffsetDateTime) -> Result<Option<String>, Error> {
+    let end = read_certificate(&paths.root)?.1.not_after;
+    Ok((end - now < profile::ROOT_RENEWAL).then(|| {
+        format!(
+            "The root {} ends at {}: replace it by `tv-agent ca rotate`.",
+            paths.root.display(),
+            rfc3339(end)
+        )
+    }))
 }
 
 fn load_issuer(paths: &Paths, source: &Source, now: OffsetDateTime) -> Result<Loaded, Error> {

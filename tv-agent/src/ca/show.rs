@@ -1,5 +1,6 @@
 //! What lies in a CA directory, told without the keys.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
@@ -102,6 +103,13 @@ pub fn digest(dir: &Path) -> [u8; 32] {
         let bytes = std::fs::read(path).unwrap_or_default();
         digest.update(bytes.len().to_le_bytes());
         digest.update(bytes);
+    }
+    // Not the key itself: that it was replaced, or its mode mended, is enough.
+    if let Ok(key) = std::fs::metadata(&paths.intermediate_key) {
+        digest.update(key.ino().to_le_bytes());
+        digest.update(key.mode().to_le_bytes());
+        digest.update(key.mtime().to_le_bytes());
+        digest.update(key.mtime_nsec().to_le_bytes());
     }
     digest.finalize().into()
 }

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
 use super::files::certificate_pem;
-use super::init::init_at;
+use super::init::{init_at, renew_at};
 use super::leaves::MayMint;
 use super::mint::KeyKind;
 use super::profile::CaKey;
@@ -454,6 +454,16 @@ fn renewal_comes_before_the_end_and_a_worn_out_root_is_told() {
     assert_eq!(before, snapshot(&dir));
     let renewed = init_at(&dir, &permitted, now() + Duration::days(21)).unwrap();
     assert!(matches!(renewed.intermediate, Outcome::Made { .. }));
+    // The daemon renews as well, and says in time that the root ends.
+    let later = now() + Duration::days(45);
+    let by_itself = renew_at(&dir, &permitted, later).unwrap();
+    assert!(matches!(by_itself.intermediate, Outcome::Made { .. }) && by_itself.advice.is_empty());
+    assert_eq!(
+        renew_at(&dir, &permitted, later).unwrap().intermediate,
+        Outcome::Kept
+    );
+    let told = renew_at(&dir, &permitted, now() + Duration::days(5 * 365 - 80)).unwrap();
+    assert!(told.advice[0].contains("tv-agent ca rotate"), "{:?}", told.advice);
     assert!(matches!(
         init_at(&dir, &permitted, now() + Duration::days(5 * 365 - 5)),
         Err(Error::RootWornOut { .. })

@@ -128,6 +128,8 @@ struct Daemon {
     settled: Settled,
     /// The subtrees of the routes in force, for which the CA has to sign.
     wanted: watch::Sender<Vec<String>>,
+    /// Whether the file was refused when it was last read.
+    refused: bool,
 }
 
 /// What a reload cannot change.
@@ -216,6 +218,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
         intercept,
         settled,
         wanted,
+        refused: false,
     };
     daemon.apply(&enrolled)?;
     daemon.cover.watch(&daemon.mount).map_err(Error::Thread)?;
@@ -351,6 +354,7 @@ impl Daemon {
                 "refused"
             }
         };
+        self.refused = result == "refused";
         self.metrics
             .config_reloads
             .get_or_create(&ResultLabels { result })

@@ -54,9 +54,7 @@ pub(super) async fn tend(
         };
         if let Some((digest, authority)) = found {
             seen = digest;
-            if let Some(authority) = authority
-                && loaded.send(authority).await.is_err()
-            {
+            if loaded.send(authority).await.is_err() {
                 return;
             }
         }
@@ -77,8 +75,8 @@ pub(super) async fn tend(
 #[derive(Default)]
 struct Looked {
     problem: Option<String>,
-    /// Other files, and the CA in them if it can be used.
-    found: Option<([u8; 32], Option<Arc<Authority>>)>,
+    /// Other files, and the CA in them.
+    found: Option<([u8; 32], Arc<Authority>)>,
 }
 
 fn look_at(dir: &Path, permitted: Option<Vec<String>>, seen: [u8; 32]) -> Looked {
@@ -92,14 +90,15 @@ fn look_at(dir: &Path, permitted: Option<Vec<String>>, seen: [u8; 32]) -> Looked
     }
     let digest = ca::digest(dir);
     if digest != seen {
-        let authority = Authority::load(dir).map(Arc::new);
-        let authority = authority.inspect_err(|error| {
-            looked.problem = Some(format!(
-                "the changed CA is refused, the one in force stays: {}",
-                chain(error)
-            ));
-        });
-        looked.found = Some((digest, authority.ok()));
+        match Authority::load(dir) {
+            Ok(authority) => looked.found = Some((digest, Arc::new(authority))),
+            Err(error) => {
+                looked.problem = Some(format!(
+                    "the changed CA is refused, the one in force stays: {}",
+                    chain(&error)
+                ));
+            }
+        }
     }
     looked
 }
@@ -122,8 +121,8 @@ impl Daemon {
         let other_anchors = present.anchors() != authority.anchors();
         tracing::info!(until = %authority.not_after(), roots = authority.anchors().len(), "another CA is in force");
         self.agent.adopt(authority);
-        if other_anchors {
-            // Whom we believe upstream depends on what is ours.
+        // Whom we believe upstream depends on what is ours; and what was refused may have waited for this CA.
+        if other_anchors || self.refused {
             self.reload();
         }
     }
