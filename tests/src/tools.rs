@@ -1,4 +1,4 @@
-//! Python clients and linters that no system package has to bring: installed once with pip, below cargo's target directory.
+//! Python clients and linters that no system package brings: installed once with pip, below cargo's target directory.
 //!
 //! It needs nothing but std, so that any task of the project can include it. By hand:
 //! `python3 -m pip install --only-binary :all: --target target/tools/python 'grpcio>=1.60,<2' …`

@@ -6,6 +6,7 @@ use tokio::sync::watch;
 
 use super::Agent;
 use crate::ca::{Authority, Leaves};
+use crate::limits;
 use crate::metrics::{CertificateLabels, Metrics};
 use crate::terminate::Terminator;
 
@@ -40,7 +41,8 @@ impl Agent {
         self.authorities.present.subscribe()
     }
 
-    /// From now on `authority` signs. Connections go on; where another root signs, no session of before is resumed.
+    /// From now on `authority` signs. Connections go on; where another root signs, no session of before is resumed. Call
+    /// it in a runtime.
     /// Roots that are trusted upstream are composed anew by the next [`Agent::prepare`].
     pub fn adopt(&self, authority: Arc<Authority>) {
         let ours = &self.authorities;
@@ -48,6 +50,12 @@ impl Agent {
         ours.leaves.replace(authority.clone());
         if other_root {
             ours.terminator.forget_sessions();
+            // Handshakes that had the old leaf get their tickets when they end, with the new keys.
+            let terminator = ours.terminator.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(limits::HANDSHAKE_TIME).await;
+                terminator.forget_sessions();
+            });
         }
         tell_ends(&ours.metrics, &authority);
         ours.present.send_replace(authority);

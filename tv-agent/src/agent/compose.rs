@@ -20,7 +20,8 @@ use crate::upstream::{Upstreams, roots};
 use crate::verify::Verifier;
 use crate::workload;
 
-/// `own`: every root of our own, so that none of them is believed upstream. `before`: the key sets in force, which stay where nothing is new about them.
+/// `own`: every root of our own, so that none of them is believed upstream. `before`: the key sets in force, which stay
+/// where nothing is new about them.
 pub(super) fn snapshot(
     config: Config,
     dialer: &Dialer,
