@@ -300,8 +300,7 @@ fn a_certificate_file_that_the_caller_has_set_is_honoured() {
 fn the_command_keeps_the_limits_that_the_agent_raises_for_itself() {
     World::run(|world| {
         let config = world.write_config(&world.config()).unwrap();
-        let script =
-            r#"ulimit -Sn 300; exec "$0" exec --config "$1" -- sh -c 'ulimit -Sn; cat /proc/$PPID/limits'"#;
+        let script = r#"ulimit -Sn 300; ulimit -Sc 40; exec "$0" exec --config "$1" -- sh -c 'ulimit -Sn; ulimit -Sc; cat /proc/$PPID/limits'"#;
         let mut command = world.command("sh");
         command
             .args(["-c", script])
@@ -311,6 +310,11 @@ fn the_command_keeps_the_limits_that_the_agent_raises_for_itself() {
         let finished = finish(&mut command);
         let (own, agents) = finished.expect_success().split_once('\n').unwrap();
         assert_eq!(own, "300");
+        let (own, agents) = agents.split_once('\n').unwrap();
+        assert_eq!(own, "40");
+        let cores = agents.lines().find(|line| line.starts_with("Max core file size"));
+        let soft = cores.and_then(|line| line.split_whitespace().nth(4));
+        assert_eq!(soft, Some("0"), "{agents}");
         let line = agents
             .lines()
             .find(|line| line.starts_with("Max open files"))

@@ -13,6 +13,7 @@ mod load;
 mod names;
 mod paths;
 mod pods;
+mod rotation;
 mod seeing;
 mod soak;
 mod support;

@@ -1,4 +1,4 @@
-//! Python clients that no system package has to bring: installed once with pip, below cargo's target directory.
+//! Python clients and linters that no system package brings: installed once with pip, below cargo's target directory.
 //!
 //! It needs nothing but std, so that any task of the project can include it. By hand:
 //! `python3 -m pip install --only-binary :all: --target target/tools/python 'grpcio>=1.60,<2' …`
@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 /// What the tests and the demo import: grpc, requests, httpx.
 pub const PYTHON_PACKAGES: [&str; 3] = ["grpcio>=1.60,<2", "requests>=2.31,<3", "httpx>=0.27,<1"];
+
+/// What lints certificates: RFC 5280 by pkilint, a path validator that is stricter than TLS clients by cryptography.
+const LINTERS: [&str; 2] = ["pkilint>=0.13,<0.14", "cryptography>=45"];
 
 /// Written last: a directory that has it is complete. Holds what was asked for, and of which Python.
 const MARKER: &str = ".installed";
@@ -25,17 +28,29 @@ pub fn python_clients() -> Option<PathBuf> {
 /// # Errors
 /// A sentence that says what is missing, with what pip said.
 pub fn install_python_clients() -> Result<PathBuf, String> {
+    install("python", &PYTHON_PACKAGES)
+}
+
+/// As [`install_python_clients`], of certificate linters.
+///
+/// # Errors
+/// As there.
+pub fn install_linters() -> Result<PathBuf, String> {
+    install("lint", &LINTERS)
+}
+
+fn install(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let target = target_directory()?;
-    let directory = target.join("tools/python");
-    let wanted = format!("{}{}\n", run(&["--version"])?, PYTHON_PACKAGES.join(" "));
+    let directory = target.join("tools").join(name);
+    let wanted = format!("{}{}\n", run(&["--version"])?, packages.join(" "));
     if fs::read_to_string(directory.join(MARKER)).is_ok_and(|marker| marker == wanted) {
         return Ok(directory);
     }
     // Beside its place, and renamed when complete: another process may install at the same time.
-    let fresh = target.join(format!("tools/python-{}", std::process::id()));
-    let installed = pip(&fresh, &wanted).and_then(|()| put(&fresh, &directory, &wanted));
+    let fresh = target.join(format!("tools/{name}-{}", std::process::id()));
+    let installed = pip(&fresh, packages, &wanted).and_then(|()| put(&fresh, &directory, &wanted));
     if installed.is_err() {
         // Nothing is there when pip itself could not be run.
         let _ = fs::remove_dir_all(&fresh);
@@ -43,7 +58,7 @@ pub fn install_python_clients() -> Result<PathBuf, String> {
     installed.map(|()| directory)
 }
 
-fn pip(fresh: &Path, wanted: &str) -> Result<(), String> {
+fn pip(fresh: &Path, packages: &[&str], wanted: &str) -> Result<(), String> {
     let target = fresh.display().to_string();
     let options = [
         "-m",
@@ -57,7 +72,7 @@ fn pip(fresh: &Path, wanted: &str) -> Result<(), String> {
         "--target",
         &target,
     ];
-    run(&[&options[..], &PYTHON_PACKAGES[..]].concat())?;
+    run(&[&options[..], packages].concat())?;
     fs::write(fresh.join(MARKER), wanted).map_err(|error| format!("{target}: {error}"))
 }
 

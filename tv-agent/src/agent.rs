@@ -35,12 +35,14 @@ use crate::tunnel::Pipes;
 use crate::upstream::roots;
 use crate::workload::Workloads;
 
+mod authority;
 mod compose;
 mod ending;
 mod keys;
 mod names;
 mod namespaces;
 
+use authority::Authorities;
 use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
@@ -116,7 +118,7 @@ pub struct Prepared(Snapshot);
 pub struct Agent {
     current: Current,
     dialer: Dialer,
-    authority: Arc<Authority>,
+    authorities: Authorities,
     metrics: Metrics,
     listeners: Listeners,
     /// Listening until the agent ends, as those of the accept loops do.
@@ -164,7 +166,7 @@ impl Agent {
         check_permitted(&config, &authority)?;
         let (drain, audit, traces) = (config.drain, config.audit.clone(), config.traces.clone());
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
-        let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics, None)?);
+        let current = Current::new(snapshot(config, &dialer, authority.anchors(), &metrics, None)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
             listener.address().map_err(|source| accept::Error::Bind {
@@ -197,14 +199,12 @@ impl Agent {
             let current = current.clone();
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
         };
-        let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
-        let issuing: Arc<str> = trust::fingerprint(authority.root_der()).into();
-        let processes = Processes::new(
-            ledger,
-            Arc::new(move || issuing.clone()),
-            flows.clone(),
-            metrics.clone(),
-        );
+        let leaves = Arc::new(Leaves::new(authority, may_mint, metrics.clone())?);
+        let signing = leaves.clone();
+        let issuing = move || trust::fingerprint(signing.authority().root_der()).into();
+        let processes = Processes::new(ledger, Arc::new(issuing), flows.clone(), metrics.clone());
+        let terminator = Terminator::new(leaves.clone(), limits::HANDSHAKE_TIME, metrics.clone());
+        let authorities = Authorities::new(leaves, terminator.clone(), metrics.clone());
         let candidates = names::candidates(narrow.clone());
         let connections = Arc::new(Connections {
             origins,
@@ -212,7 +212,7 @@ impl Agent {
             candidates: candidates.clone(),
             current: current.clone(),
             dialer: dialer.clone(),
-            terminator: Terminator::new(Arc::new(leaves), limits::HANDSHAKE_TIME, metrics.clone()),
+            terminator,
             processes: processes.clone(),
             exchange: Exchange {
                 current: current.clone(),
@@ -289,7 +289,7 @@ impl Agent {
         Ok(Self {
             current,
             dialer,
-            authority,
+            authorities,
             metrics,
             listeners,
             home,
@@ -335,10 +335,17 @@ impl Agent {
 
     /// Builds all that a configuration needs, without using it yet.
     pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
-        check_permitted(&config, &self.authority)?;
-        let root = self.authority.root_der();
+        let authority = self.authorities.present();
+        check_permitted(&config, &authority)?;
         let before = &self.current.load().keysets;
-        snapshot(config, &self.dialer, root, &self.metrics, Some(before)).map(Prepared)
+        snapshot(
+            config,
+            &self.dialer,
+            authority.anchors(),
+            &self.metrics,
+            Some(before),
+        )
+        .map(Prepared)
     }
 
     /// Puts in force what was prepared. Cannot fail.
@@ -381,7 +388,18 @@ impl Server {
 /// # Errors
 /// [`Error::NotPermitted`] with the first one that it may not sign for.
 pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> {
-    for subtree in config.subtrees() {
+    check_subtrees(config.subtrees(), authority)
+}
+
+/// As [`check_permitted`], for what [`Config::subtrees`] gave.
+///
+/// # Errors
+/// The same.
+pub fn check_subtrees(
+    subtrees: impl IntoIterator<Item = String>,
+    authority: &Authority,
+) -> Result<(), Error> {
+    for subtree in subtrees {
         let permitted = crate::addr::HostName::parse(&subtree).is_some_and(|host| authority.permits(&host));
         if !permitted {
             return Err(Error::NotPermitted { subtree });

@@ -237,9 +237,48 @@ pub struct RotateArgs {
 #[derive(Subcommand)]
 pub enum CaCommand {
     /// Makes a root and this node's intermediate, or renews the intermediate; does nothing when all is well.
-    Init(CaArgs),
-    /// Shows the certificates, what they may sign for, and until when.
+    Init(CaInitArgs),
+    /// Shows the certificates, what they may sign for, until when, and how far a rotation has come.
     Show(CaArgs),
+    /// Goes one step further in replacing the root: published, trusted, issuing, retiring, removed.
+    Rotate(CaRotateArgs),
+}
+
+#[derive(Args)]
+pub struct CaInitArgs {
+    #[command(flatten)]
+    pub import: ImportArgs,
+    #[command(flatten)]
+    pub ca: CaArgs,
+}
+
+#[derive(Args)]
+pub struct CaRotateArgs {
+    /// Make the step although workloads would break, or although no daemon tells.
+    #[arg(long)]
+    pub force: bool,
+    /// The admin socket of the daemon that knows the workloads [default: admin.socket of the configuration, else
+    /// /run/tv-agent/admin.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub import: ImportArgs,
+    #[command(flatten)]
+    pub ca: CaArgs,
+}
+
+/// A CA that exists. Its key stays where it is.
+#[derive(Args)]
+pub struct ImportArgs {
+    /// Directory with tls.crt, tls.key and perhaps ca.crt, as a mounted Kubernetes secret or cert-manager has them.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["root_cert", "root_key"])]
+    pub from: Option<PathBuf>,
+    /// PEM file with a root's certificate, or with a chain that ends with it.
+    #[arg(long, value_name = "FILE", requires = "root_key")]
+    pub root_cert: Option<PathBuf>,
+    /// PEM file with the key of its first certificate.
+    #[arg(long, value_name = "FILE", requires = "root_cert")]
+    pub root_key: Option<PathBuf>,
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::addr::HostName;
@@ -160,6 +161,22 @@ fn raise_open_files() -> OpenFiles {
     (soft, hard)
 }
 
+/// The limits on core dumps, soft and hard.
+type CoreDumps = (u64, u64);
+
+/// Keeps this process's memory, with its keys and tokens, out of core dumps and from debuggers without
+/// CAP_SYS_PTRACE, and gives the limit that was. An execve undoes the first (PR_SET_DUMPABLE, prctl(2)); the limit is
+/// inherited, so whoever starts somebody else's program has to restore it.
+fn guard_memory() -> CoreDumps {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_CORE).unwrap_or((0, 0));
+    // The hard one stays, or it could not be restored without CAP_SYS_RESOURCE.
+    let guarded = prctl::set_dumpable(false).and_then(|()| setrlimit(Resource::RLIMIT_CORE, 0, hard));
+    if let Err(error) = guarded {
+        tracing::warn!(%error, "cannot keep keys out of core dumps");
+    }
+    (soft, hard)
+}
+
 fn cgroup2_mount() -> Result<PathBuf, NoCgroup2> {
     crate::redirect::cgroup2_mount().map_err(NoCgroup2)
 }
@@ -210,4 +227,20 @@ fn print(output: Output, value: &impl serde::Serialize, text: impl FnOnce() -> S
 #[expect(clippy::print_stdout, reason = "this is how commands answer")]
 fn print_line(line: &str) {
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_kept_out_of_dumps_and_the_limit_can_be_restored() {
+        let before = getrlimit(Resource::RLIMIT_CORE).unwrap();
+        assert_eq!(guard_memory(), before);
+        assert!(!prctl::get_dumpable().unwrap());
+        let (soft, hard) = getrlimit(Resource::RLIMIT_CORE).unwrap();
+        assert_eq!((soft, hard), (0, before.1));
+        setrlimit(Resource::RLIMIT_CORE, before.0, before.1).unwrap();
+        prctl::set_dumpable(true).unwrap();
+    }
 }

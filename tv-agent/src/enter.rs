@@ -34,6 +34,8 @@ pub struct EnterSpec {
     pub env: Vec<(OsString, OsString)>,
     /// Soft and hard limit on open files as the caller of `exec` has them; the agent raised its own.
     pub open_files: (u64, u64),
+    /// The same for core dumps; the agent makes none.
+    pub core_dumps: (u64, u64),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,8 @@ pub enum Error {
     Propagation { source: io::Error },
     #[error("cannot set the limit on open files back to {soft}")]
     OpenFiles { soft: u64, source: io::Error },
+    #[error("cannot set the limit on core dumps back to {soft}")]
+    CoreDumps { soft: u64, source: io::Error },
     #[error("cannot mount {} over {}", .source_path.display(), .target.display())]
     Mount {
         source_path: PathBuf,
@@ -74,18 +78,20 @@ impl Error {
             | Self::Namespace { .. }
             | Self::Propagation { .. }
             | Self::OpenFiles { .. }
+            | Self::CoreDumps { .. }
             | Self::Mount { .. } => 125,
         }
     }
 }
 
 impl EnterSpec {
-    pub fn new(cgroup: PathBuf, trust: Trust, open_files: (u64, u64)) -> Self {
+    pub fn new(cgroup: PathBuf, trust: Trust, open_files: (u64, u64), core_dumps: (u64, u64)) -> Self {
         Self {
             cgroup,
             mounts: trust.mounts,
             env: trust.env,
             open_files,
+            core_dumps,
         }
     }
 
@@ -133,7 +139,8 @@ pub fn enter(spec: &EnterSpec, argv: &[OsString]) -> Error {
     };
     let prepared = join_cgroup(&spec.cgroup)
         .and_then(|()| mount_all(&spec.mounts))
-        .and_then(|()| limit_open_files(spec.open_files));
+        .and_then(|()| limit_open_files(spec.open_files))
+        .and_then(|()| limit_core_dumps(spec.core_dumps));
     if let Err(error) = prepared {
         return error;
     }
@@ -188,6 +195,13 @@ fn limit_open_files((soft, hard): (u64, u64)) -> Result<(), Error> {
     })
 }
 
+fn limit_core_dumps((soft, hard): (u64, u64)) -> Result<(), Error> {
+    setrlimit(Resource::RLIMIT_CORE, soft, hard).map_err(|errno| Error::CoreDumps {
+        soft,
+        source: errno.into(),
+    })
+}
+
 fn not_run(program: &OsStr, source: io::Error) -> Error {
     let program = PathBuf::from(program);
     if source.kind() == io::ErrorKind::NotFound {
@@ -218,6 +232,7 @@ mod tests {
             }],
             env: vec![("NAME".into(), OsString::from_vec(b"caf\xe9 =\n".to_vec()))],
             open_files: (1024, 524_288),
+            core_dumps: (0, u64::MAX),
         };
         spec.write(&path).unwrap();
         assert_eq!(EnterSpec::read(&path).unwrap(), spec);
@@ -236,6 +251,7 @@ mod tests {
             mounts: Vec::new(),
             env: Vec::new(),
             open_files: (1024, 1024),
+            core_dumps: (0, 0),
         };
         // Were the command run, this test would end here with its exit code.
         let error = enter(&spec, &argv(&["false"]));

@@ -71,6 +71,10 @@ pub const SPANS: usize = 2048;
 pub const SPAN_EXPORT_TIME: Duration = Duration::from_secs(5);
 /// Largest answer of a collector that is read, bytes.
 pub const SPAN_ANSWER_BYTES: usize = 64 * 1024;
+/// Largest file of a CA that is read, bytes; a certificate with a hundred constraints has 5 KiB.
+pub const CA_FILE_BYTES: u64 = 64 * 1024;
+/// Most certificates of a chain between leaf and root.
+pub const CA_CHAIN: usize = 4;
 /// Leaf certificates kept.
 pub const LEAVES: u64 = 4096;
 /// Largest certificate bundle or file of a certificate directory that is copied for `exec`, bytes.

@@ -54,7 +54,7 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
         Command::Log(args) => commands::control::log(&args).await,
         Command::Cache(command) => commands::control::cache(&command).await,
         Command::Keys(command) => commands::keys::run(&command).await,
-        Command::Ca(command) => commands::ca::run(&command),
+        Command::Ca(command) => commands::ca::run(&command).await,
         Command::Trust(command) => commands::trust::run(&command).await,
         Command::Cleanup(args) => commands::cleanup::run(args),
         Command::BugReport(args) => commands::bug_report::run(&args).await,

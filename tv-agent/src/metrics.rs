@@ -93,6 +93,7 @@ pub struct Metrics {
     trust_changes: Family<ChangeLabels, Counter>,
     /// Tries to put the CA into a mount namespace.
     pub trust_installations: Family<ResultLabels, Counter>,
+    pub ca_expiry: Family<CertificateLabels, Gauge>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,6 +105,12 @@ pub struct StateLabels {
 pub struct ChangeLabels {
     pub state: &'static str,
     pub runtime: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CertificateLabels {
+    /// `root`, `issuing`, `intermediate`, `next_root` or `old_root`.
+    pub certificate: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -151,6 +158,7 @@ impl Metrics {
             trust_processes: Family::default(),
             trust_changes: Family::default(),
             trust_installations: Family::default(),
+            ca_expiry: Family::default(),
         };
         registry.register(
             "connections",
@@ -279,6 +287,12 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        registry.register_with_unit(
+            "ca_expiry_timestamp",
+            "When a certificate of the CA ends, since 1970",
+            Unit::Seconds,
+            metrics.ca_expiry.clone(),
+        );
         metrics.registry = Arc::new(registry);
         metrics
     }

@@ -20,6 +20,9 @@ use crate::upstream::Protocol;
 mod heard;
 
 pub use heard::{Heard, Sent, Word};
+mod sessions;
+
+use sessions::{Kept, Tickets};
 
 /// Why a workload's handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,8 @@ pub type Stream<I> = Heard<TlsStream<Sent<I>>>;
 pub struct Terminator {
     http1: TlsAcceptor,
     http2: TlsAcceptor,
+    tickets: Arc<Tickets>,
+    kept: [Arc<Kept>; 2],
     limit: Duration,
     metrics: Metrics,
 }
@@ -78,25 +83,35 @@ pub struct Terminator {
 impl Terminator {
     pub fn new(leaves: Arc<dyn ResolvesServerCert>, limit: Duration, metrics: Metrics) -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().expect("the system gives random numbers");
-        let acceptor = |alpn: &[u8]| {
+        let tickets = Arc::new(Tickets::new());
+        let kept = [(); 2].map(|()| Arc::new(Kept::new()));
+        let acceptor = |alpn: &[u8], kept: &Arc<Kept>| {
             let mut config = ServerConfig::builder_with_provider(provider.clone())
                 .with_safe_default_protocol_versions()
                 .expect("the provider supports the default versions")
                 .with_no_client_auth()
                 .with_cert_resolver(leaves.clone());
             config.alpn_protocols = vec![alpn.to_vec()];
-            config.ticketer = ticketer.clone();
+            config.ticketer = tickets.clone();
+            config.session_storage = kept.clone();
             // 0-RTT could be replayed with the caller's credentials in it.
             config.max_early_data_size = 0;
             TlsAcceptor::from(Arc::new(config))
         };
         Self {
-            http1: acceptor(b"http/1.1"),
-            http2: acceptor(b"h2"),
+            http1: acceptor(b"http/1.1", &kept[0]),
+            http2: acceptor(b"h2", &kept[1]),
+            tickets,
+            kept,
             limit,
             metrics,
         }
+    }
+
+    /// From now on nobody resumes a session of before: every client sees a certificate again.
+    pub fn forget_sessions(&self) {
+        self.tickets.forget();
+        self.kept.iter().for_each(|kept| kept.forget());
     }
 
     /// Finishes the handshake as a server of `host` that speaks `protocol`. `told` hears what the workload does then,

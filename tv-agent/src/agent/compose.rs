@@ -22,15 +22,15 @@ use crate::upstream::{Upstreams, roots};
 use crate::verify::Verifier;
 use crate::workload;
 
-/// `before`: the key sets in force, which stay where nothing is new about them.
+/// `own`: every root of our own, so that none of them is believed upstream. `before`: the key sets in force, which stay
+/// where nothing is new about them.
 pub(super) fn snapshot(
     config: Config,
     dialer: &Dialer,
-    own_root: &CertificateDer<'static>,
+    own: &[CertificateDer<'static>],
     metrics: &Metrics,
     before: Option<&KeySets>,
 ) -> Result<Snapshot, Error> {
-    let own = std::slice::from_ref(own_root);
     let mut verifiers = HashMap::new();
     for (name, verifier) in config.verifiers {
         let roots = roots::compose(&verifier.extra_roots, own).map_err(|source| Error::VerifierRoots {

@@ -1,10 +1,10 @@
-//! The issuer of leaves: a node's intermediate with its key, and the root certificate that workloads trust.
+//! The issuer of leaves: a node's intermediate with its key, and the root certificates that workloads trust.
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{Issuer, PublicKeyData};
+use rcgen::Issuer;
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
@@ -12,19 +12,23 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 
 use super::files::{self, Paths};
+use super::mint::Mint;
 use super::profile::{self, CaKey};
+use super::show;
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
 use crate::addr::HostName;
 
-/// A node's intermediate (certificate and key) and the root's certificate. The root's key is never in it.
+/// A node's intermediate (certificate and key), the CAs above it, and the roots' certificates. No root's key is in it.
 pub struct Authority {
-    issuer: Issuer<'static, CaKey>,
-    intermediate: CertificateDer<'static>,
+    mint: Mint,
+    /// The intermediate, and the CAs between it and the root.
+    chain: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     root_pem: String,
-    subtrees: Subtrees,
-    not_after: OffsetDateTime,
+    /// The root, then the others that workloads are to trust.
+    anchors: Vec<CertificateDer<'static>>,
+    ends: Vec<(&'static str, OffsetDateTime)>,
 }
 
 impl Authority {
@@ -37,24 +41,19 @@ impl Authority {
     pub fn ephemeral(permitted: &[String]) -> Result<Self, Error> {
         let subtrees = Subtrees::parse(permitted)?;
         let now = OffsetDateTime::now_utc();
+        let until = now + profile::EPHEMERAL_LIFE;
         let root = new_root(
             now,
             profile::EPHEMERAL_LIFE,
             CaKey::generate().map_err(make_root)?,
         )?;
-        let (intermediate, key) =
-            new_intermediate(now, now + profile::EPHEMERAL_LIFE, &subtrees, &root.issuer)?;
-        Self::assemble(
-            root.certificate,
-            intermediate,
-            key,
-            &subtrees,
-            now + profile::EPHEMERAL_LIFE,
-        )
+        let (intermediate, key) = new_intermediate(now, until, &subtrees, &root.issuer)?;
+        let ends = vec![("root", until), ("intermediate", until)];
+        Self::assemble(root.certificate, vec![intermediate], key, subtrees, ends)
     }
 
-    /// Loads `root.pem`, `intermediate.pem` and `intermediate-key.pem` from `dir` and proves that a TLS client
-    /// which trusts the root accepts what the intermediate signs.
+    /// Loads `root.pem`, `intermediate.pem` and `intermediate-key.pem` from `dir`, during a rotation the other root
+    /// too, and proves that a TLS client which trusts the root accepts what the intermediate signs.
     ///
     /// # Errors
     /// One of its own for each way in which the files can be bad; see [`Error`].
@@ -63,14 +62,29 @@ impl Authority {
     }
 
     pub(super) fn load_at(dir: &Path, now: OffsetDateTime) -> Result<Self, Error> {
-        let paths = Paths::new(dir);
-        let _lock = files::lock_shared(&paths)?;
-        Self::load_locked(&paths, now)
+        let _lock = files::lock_shared(&Paths::new(dir))?;
+        Self::load_locked(dir, now)
     }
 
-    pub(super) fn load_locked(paths: &Paths, now: OffsetDateTime) -> Result<Self, Error> {
+    pub(super) fn load_locked(dir: &Path, now: OffsetDateTime) -> Result<Self, Error> {
+        let mut authority = Self::load_one(&Paths::in_force(dir)?, now)?;
+        for (what, der, parsed) in show::other_roots(dir)? {
+            authority.ends.push((what, parsed.not_after));
+            if !authority.anchors.contains(&der) {
+                authority.anchors.push(der);
+            }
+        }
+        Ok(authority)
+    }
+
+    /// As it would be with the files of `paths` alone.
+    pub(super) fn load_one(paths: &Paths, now: OffsetDateTime) -> Result<Self, Error> {
         let (root_der, root) = files::read_ca(&paths.root, now)?;
-        let (intermediate_der, intermediate) = files::read_ca(&paths.intermediate, now)?;
+        let chain = files::read_chain(&paths.intermediate)?;
+        for (_, ca) in &chain {
+            ca.check_ca(&paths.intermediate, now)?;
+        }
+        let (intermediate, top) = (&chain[0].1, &chain[chain.len() - 1].1);
         if intermediate.path_length != Some(0) {
             return Err(Error::PathLength {
                 path: paths.intermediate.clone(),
@@ -81,27 +95,19 @@ impl Authority {
                 path: paths.intermediate.clone(),
             });
         }
-        let key = files::read_key(&paths.intermediate_key)?;
-        if key.subject_public_key_info() != intermediate.spki {
-            return Err(Error::KeyMismatch {
-                key: paths.intermediate_key.clone(),
-                certificate: paths.intermediate.clone(),
-            });
-        }
+        let key = files::read_intermediate_key(paths, intermediate)?;
         let foreign = || Error::NotIssuedByRoot {
             intermediate: paths.intermediate.clone(),
             root: paths.root.clone(),
         };
-        if intermediate.issuer != root.subject {
+        if top.issuer != root.subject {
             return Err(foreign());
         }
-        let authority = Self::assemble(
-            root_der,
-            intermediate_der,
-            key,
-            &intermediate.subtrees,
-            intermediate.not_after.min(root.not_after),
-        )?;
+        let mut ends = vec![("root", root.not_after), ("intermediate", intermediate.not_after)];
+        ends.extend(chain[1..].iter().map(|(_, ca)| ("issuing", ca.not_after)));
+        let subtrees = intermediate.subtrees.clone();
+        let chain = chain.into_iter().map(|(der, _)| der).collect();
+        let authority = Self::assemble(root_der, chain, key, subtrees, ends)?;
         authority.prove(now).map_err(|source| match source {
             rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature) => foreign(),
             source => Error::Unusable {
@@ -117,75 +123,93 @@ impl Authority {
         &self.root_pem
     }
 
-    /// The root's certificate; the agent takes it out of the roots that it trusts upstream.
+    /// The root's certificate; the issuing one.
     pub fn root_der(&self) -> &CertificateDer<'static> {
         &self.root
     }
 
+    /// Every root that workloads are to trust now: the issuing one, then the next, then the retiring one. The agent
+    /// takes them out of the roots that it trusts upstream.
+    pub fn anchors(&self) -> &[CertificateDer<'static>] {
+        &self.anchors
+    }
+
+    /// The same as PEM.
+    pub fn anchors_pem(&self) -> String {
+        self.anchors.iter().map(files::certificate_pem).collect()
+    }
+
     /// The certificate that is sent after each leaf.
     pub fn intermediate_der(&self) -> &CertificateDer<'static> {
-        &self.intermediate
+        &self.chain[0]
+    }
+
+    /// What is sent after each leaf: the intermediate, and the CAs between it and the root.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
     }
 
     /// Whether the intermediate's name constraints let it sign for `host`.
     pub fn permits(&self, host: &HostName) -> bool {
-        self.subtrees.permit(host)
+        self.mint.subtrees().permit(host)
     }
 
     /// The DNS subtrees that the intermediate may sign for, sorted.
     pub fn permitted(&self) -> &[String] {
-        &self.subtrees.permitted
+        &self.mint.subtrees().permitted
     }
 
-    /// When the intermediate, or the root if sooner, ends. Leaves never outlive it.
+    /// When the first certificate of the chain, the root included, ends. Leaves never outlive it.
     pub fn not_after(&self) -> OffsetDateTime {
-        self.not_after
+        self.mint.not_after()
     }
 
-    /// Signs a leaf for `host` and `key`. Whether it *may* be signed is the caller's question.
-    pub(super) fn sign(
-        &self,
-        host: &HostName,
-        key: &impl PublicKeyData,
-        now: OffsetDateTime,
-        not_after: OffsetDateTime,
-    ) -> Result<CertificateDer<'static>, rcgen::Error> {
-        let params = profile::leaf(now, not_after, host)?;
-        Ok(params.signed_by(key, &self.issuer)?.into())
+    /// When each certificate ends, by its part: `root`, `intermediate`, `issuing`, `next_root`, `old_root`.
+    pub fn ends(&self) -> &[(&'static str, OffsetDateTime)] {
+        &self.ends
     }
 
-    fn assemble(
+    /// What signs.
+    pub(super) fn mint(&self) -> &Mint {
+        &self.mint
+    }
+
+    pub(super) fn assemble(
         root: CertificateDer<'static>,
-        intermediate: CertificateDer<'static>,
+        chain: Vec<CertificateDer<'static>>,
         key: CaKey,
-        subtrees: &Subtrees,
-        not_after: OffsetDateTime,
+        subtrees: Subtrees,
+        ends: Vec<(&'static str, OffsetDateTime)>,
     ) -> Result<Self, Error> {
-        // From the certificate, not from its parameters: leaves must repeat the key identifier that stands in it.
-        let issuer = Issuer::from_ca_cert_der(&intermediate, key).map_err(|source| Error::Make {
+        let make = |source| Error::Make {
             what: "issuer of leaves",
             source,
-        })?;
+        };
+        let not_after = ends.iter().map(|(_, end)| *end).min();
+        let not_after = not_after.unwrap_or(OffsetDateTime::UNIX_EPOCH);
         Ok(Self {
-            issuer,
+            mint: Mint::new(&chain[0], key, subtrees, not_after).map_err(make)?,
             root_pem: files::certificate_pem(&root),
+            anchors: vec![root.clone()],
             root,
-            intermediate,
-            subtrees: subtrees.clone(),
-            not_after,
+            chain,
+            ends,
         })
     }
 
     /// Signs a leaf for a permitted name and verifies it as a client does, signatures and constraints included.
-    fn prove(&self, now: OffsetDateTime) -> Result<(), rustls::Error> {
-        let name = self.subtrees.permitted[0].trim_start_matches('.');
+    pub(super) fn prove(&self, now: OffsetDateTime) -> Result<(), rustls::Error> {
+        let subtrees = self.mint.subtrees();
+        let name = subtrees.permitted[0].trim_start_matches('.');
         let odd = |what: String| rustls::Error::General(what);
         let host = HostName::parse(&format!("tv-agent-self-test.{name}"))
+            .filter(|host| subtrees.permit(host))
             .or_else(|| HostName::parse(name))
             .ok_or_else(|| odd(format!("the permitted name {name:?} is no DNS name")))?;
         let key = CaKey::generate().map_err(|e| odd(e.to_string()))?;
         let leaf = self
-            .sign(&host, &key, now, self.not_after)
+            .mint
+            .sign(&host, &key, now, self.not_after())
             .map_err(|e| odd(e.to_string()))?;
         let mut roots = RootCertStore::empty();
         roots.add(self.root.clone())?;
@@ -196,7 +220,7 @@ impl Authority {
         let server = ServerName::try_from(host.as_str()).map_err(|e| odd(e.to_string()))?;
         let seconds = u64::try_from(now.unix_timestamp()).unwrap_or_default();
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-        verifier.verify_server_cert(&leaf, std::slice::from_ref(&self.intermediate), &server, &[], at)?;
+        verifier.verify_server_cert(&leaf, &self.chain, &server, &[], at)?;
         Ok(())
     }
 }
@@ -204,8 +228,8 @@ impl Authority {
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
-            .field("permitted", &self.subtrees.permitted)
-            .field("not_after", &rfc3339(self.not_after))
+            .field("permitted", &self.permitted())
+            .field("not_after", &rfc3339(self.not_after()))
             .finish_non_exhaustive()
     }
 }

@@ -7,6 +7,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use x509_parser::extensions::{GeneralName, GeneralSubtree};
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
@@ -39,6 +41,10 @@ pub(super) struct Parsed {
     pub(super) path_length: Option<u32>,
     /// Only what critical name constraints say.
     pub(super) subtrees: Subtrees,
+    /// What name constraints say, critical or not.
+    pub(super) limits: Subtrees,
+    /// Why the key is none that clients verify everywhere.
+    odd_key: Option<String>,
 }
 
 impl Parsed {
@@ -50,11 +56,17 @@ impl Parsed {
         }
         let basic = x509.basic_constraints().ok()?;
         let usage = x509.key_usage().ok()?;
-        let constraints = x509.name_constraints().ok()?.filter(|c| c.critical);
-        let subtrees = constraints.map_or_else(Subtrees::default, |c| Subtrees {
+        let constraints = x509.name_constraints().ok()?;
+        let critical = constraints.as_ref().is_some_and(|c| c.critical);
+        let limits = constraints.map_or_else(Subtrees::default, |c| Subtrees {
             permitted: dns_names(c.value.permitted_subtrees.as_deref()),
             excluded: dns_names(c.value.excluded_subtrees.as_deref()),
         });
+        let subtrees = if critical {
+            limits.clone()
+        } else {
+            Subtrees::default()
+        };
         let not_before = x509.validity().not_before.to_datetime();
         let not_after = x509.validity().not_after.to_datetime();
         Some(Self {
@@ -76,7 +88,20 @@ impl Parsed {
                 && usage.is_some_and(|u| u.value.key_cert_sign()),
             path_length: basic.and_then(|b| b.value.path_len_constraint),
             subtrees,
+            limits,
+            odd_key: odd_key(x509.public_key()),
         })
+    }
+
+    /// Whether clients verify what such a key signs.
+    pub(super) fn check_key(&self, path: &Path) -> Result<(), Error> {
+        match &self.odd_key {
+            None => Ok(()),
+            Some(kind) => Err(Error::KeyKind {
+                path: path.to_owned(),
+                kind: kind.clone(),
+            }),
+        }
     }
 
     /// Checks that do not depend on the role: a CA, valid now.
@@ -98,6 +123,16 @@ impl Parsed {
             });
         }
         Ok(())
+    }
+}
+
+fn odd_key(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
+    match key.parsed() {
+        Ok(PublicKey::RSA(key)) if key.key_size() < 2048 => Some(format!("RSA of {} bits", key.key_size())),
+        Ok(PublicKey::RSA(_)) => None,
+        Ok(PublicKey::EC(point)) if matches!(point.key_size(), 256 | 384) => None,
+        Ok(PublicKey::EC(point)) => Some(format!("an elliptic curve of {} bits", point.key_size())),
+        _ => Some(format!("of the algorithm {}", key.algorithm.algorithm)),
     }
 }
 

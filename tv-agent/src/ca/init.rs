@@ -1,19 +1,20 @@
-//! `ca init` and `ca show`: making what is missing, and telling what is there.
+//! `ca init` and the daemon's renewal: making what is missing, importing, and issuing intermediates anew.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rcgen::{Issuer, PublicKeyData as _};
 use serde::Serialize;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::authority::{self, Authority};
-use super::facts::Facts;
 use super::files::{
-    Paths, certificate_pem, exists, lock, lock_shared, make_directory, read_ca, read_certificate, read_key,
-    write,
+    self, Paths, certificate_pem, exists, lock, make_directory, read_ca, read_certificate, read_key, write,
 };
+use super::issue::{self, Issued};
 use super::profile::{self, CaKey};
+use super::rotation::Step;
+use super::show::with_sources;
+use super::source::{Loaded, Source};
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
 use crate::addr::HostName;
@@ -38,23 +39,11 @@ pub enum Outcome {
     },
 }
 
-/// What [`show`] found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Shown {
-    pub dir: PathBuf,
-    pub root: Facts,
-    pub intermediate: Facts,
-    /// Whether the root's key lies on this node, where it need not be.
-    pub root_key_on_node: bool,
-    /// Why the agent would not use this CA; `None` when it would.
-    pub problem: Option<String>,
-}
-
 /// Makes what is missing in `dir`: a root if there is none, and an intermediate constrained to `permitted` if
 /// there is none that is good. Calling it again changes nothing; two at once take turns.
 ///
 /// # Errors
-/// [`Error::RootKeyNeeded`] when an intermediate has to be issued and the root's key is not on the node,
+/// [`Error::RootKeyNeeded`] when an intermediate has to be issued and the issuing key is not on the node,
 /// [`Error::RootWornOut`], and what the files can be; see [`Error`].
 pub fn init(dir: &Path, permitted: &[String]) -> Result<Initialised, Error> {
     init_at(dir, permitted, OffsetDateTime::now_utc())
@@ -73,24 +62,12 @@ pub(super) fn init_at(dir: &Path, permitted: &[String], now: OffsetDateTime) -> 
             reason: "there was none".into(),
         }
     };
-    let mut advice = Vec::new();
-    let intermediate = match need(&paths, &wanted, now)? {
-        Need::Nothing => Outcome::Kept,
-        Need::Soon(reason) if !exists(&paths.root_key)? => {
-            advice.push(format!(
-                "A new intermediate is due ({reason}): put the root's key back at {} and run `tv-agent ca init`.",
-                paths.root_key.display()
-            ));
-            Outcome::Kept
-        }
-        Need::Soon(reason) | Need::Now(reason) => {
-            issue(&paths, &wanted, now, &reason)?;
-            Outcome::Made { reason }
-        }
-    };
+    let mut advice = Vec::from_iter(root_ends_soon(&paths, now)?);
+    let intermediate = tend(&paths, &wanted, now, &mut advice)?;
     if exists(&paths.root_key)? {
         advice.push(format!(
-            "Move {} off this node and keep it safe: only `tv-agent ca init` needs it, serving does not.",
+            "Move {} off this node and keep it safe: serving does not need it. The agent renews the intermediate by \
+             itself only while it is there; otherwise put it back for `tv-agent ca init` every three weeks.",
             paths.root_key.display()
         ));
     }
@@ -102,30 +79,183 @@ pub(super) fn init_at(dir: &Path, permitted: &[String], now: OffsetDateTime) -> 
     })
 }
 
-/// What lies in `dir`, whether it can be used or not.
+/// Issues the intermediate anew if that is due or `permitted` needs it, and says in its advice what it could not do.
+/// Makes no root.
 ///
 /// # Errors
-/// [`Error::Missing`], or when a certificate cannot be read at all.
-pub fn show(dir: &Path) -> Result<Shown, Error> {
+/// As [`init`]; [`Error::Missing`] where there is no CA.
+pub fn renew(dir: &Path, permitted: &[String]) -> Result<Initialised, Error> {
+    renew_at(dir, permitted, OffsetDateTime::now_utc())
+}
+
+pub(super) fn renew_at(dir: &Path, permitted: &[String], now: OffsetDateTime) -> Result<Initialised, Error> {
+    let wanted = Subtrees::parse(permitted)?;
     let paths = Paths::new(dir);
-    let _lock = lock_shared(&paths)?;
-    Ok(Shown {
+    // Most often there is nothing to do, and a directory that cannot be written is as good as another.
+    let look = files::lock_shared(&paths)?;
+    if files::read_rotation(&paths)?.is_none_or(|rotation| rotation.filing.is_none())
+        && matches!(need(&paths, &wanted, now)?, Need::Nothing)
+    {
+        let mut done = Initialised::nothing(dir);
+        done.advice.extend(root_ends_soon(&paths, now)?);
+        return Ok(done);
+    }
+    drop(look);
+    let _lock = lock(&paths)?;
+    let mut done = Initialised::nothing(dir);
+    done.advice.extend(root_ends_soon(&paths, now)?);
+    done.intermediate = tend(&paths, &wanted, now, &mut done.advice)?;
+    Ok(done)
+}
+
+/// As [`init`], with the root and the issuing key of `source`, which stay where they are and are remembered.
+///
+/// Everything is read, made and proven before the first file is written.
+///
+/// # Errors
+/// As [`init`]; [`Error::OtherRoot`] when `dir` has a root already, [`Error::NoRoot`], [`Error::CannotIssue`],
+/// [`Error::Excludes`] and others for each way in which a source can be bad.
+pub fn import(dir: &Path, permitted: &[String], source: &Source) -> Result<Initialised, Error> {
+    import_at(dir, permitted, source, OffsetDateTime::now_utc())
+}
+
+pub(super) fn import_at(
+    dir: &Path,
+    permitted: &[String],
+    source: &Source,
+    now: OffsetDateTime,
+) -> Result<Initialised, Error> {
+    let wanted = Subtrees::parse(permitted)?;
+    let paths = Paths::new(dir);
+    let loaded = Loaded::new(source, now)?;
+    let root = loaded.root.0.clone();
+    let issued = Issued::new(loaded, &wanted, now, &paths)?;
+    make_directory(dir)?;
+    let _lock = lock(&paths)?;
+    if let Some(rotation) = files::read_rotation(&paths)?.filter(|r| r.step != Step::Removed) {
+        return Err(Error::RotationUnderWay { step: rotation.step });
+    }
+    let kept = exists(&paths.root)?;
+    if kept && read_certificate(&paths.root)?.0 != root {
+        return Err(Error::OtherRoot {
+            source_path: source.certificate.clone(),
+            root: paths.root,
+        });
+    }
+    files::write_source(&paths, source)?;
+    write(&paths.root, certificate_pem(&root).as_bytes(), 0o644)?;
+    issued.write(&paths)?;
+    let made = |reason: &str| Outcome::Made {
+        reason: reason.into(),
+    };
+    Ok(Initialised {
         dir: dir.to_owned(),
-        root: read_certificate(&paths.root)?.1.facts,
-        intermediate: read_certificate(&paths.intermediate)?.1.facts,
-        root_key_on_node: exists(&paths.root_key)?,
-        problem: Authority::load_locked(&paths, OffsetDateTime::now_utc())
-            .err()
-            .map(|e| with_sources(&e)),
+        root: if kept { Outcome::Kept } else { made("imported") },
+        intermediate: made("imported"),
+        advice: vec![format!(
+            "Keep {} where it is, readable by root only: intermediates are issued with it.",
+            source.key.display()
+        )],
     })
+}
+
+impl Initialised {
+    fn nothing(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            root: Outcome::Kept,
+            intermediate: Outcome::Kept,
+            advice: Vec::new(),
+        }
+    }
 }
 
 /// Whether an intermediate has to be issued.
 enum Need {
     Nothing,
-    /// The present one still serves.
-    Soon(String),
+    /// The present one still serves, until then.
+    Soon(String, OffsetDateTime),
     Now(String),
+}
+
+/// A new intermediate is worth its while if it lives as much longer.
+const GAIN: Duration = Duration::HOUR;
+
+fn tend(
+    paths: &Paths,
+    wanted: &Subtrees,
+    now: OffsetDateTime,
+    advice: &mut Vec<String>,
+) -> Result<Outcome, Error> {
+    let (reason, serves_until) = match need(paths, wanted, now)? {
+        Need::Nothing => return Ok(Outcome::Kept),
+        Need::Soon(reason, until) => (reason, Some(until)),
+        Need::Now(reason) => (reason, None),
+    };
+    let source = paths.source()?;
+    let loaded = match load_issuer(paths, &source, now) {
+        Ok(loaded) => loaded,
+        Err(Error::Io { source: cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+            let path = source.key;
+            if serves_until.is_some() {
+                advice.push(format!(
+                    "A new intermediate is due ({reason}): put the issuing key back at {} and run `tv-agent ca init`.",
+                    path.display()
+                ));
+                return Ok(Outcome::Kept);
+            }
+            return Err(Error::RootKeyNeeded { reason, path });
+        }
+        Err(error) if serves_until.is_some() => {
+            advice.push(format!(
+                "A new intermediate is due ({reason}), but cannot be issued: {}",
+                with_sources(&error)
+            ));
+            return Ok(Outcome::Kept);
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(until) = serves_until {
+        let present = files::read_chain(&paths.intermediate)?;
+        let same = loaded.signs_leaves_only()? && present[0].0 == loaded.issuer().0;
+        let ends_soon = until - now < profile::INTERMEDIATE_RENEWAL;
+        if same || ends_soon && issue::not_after(&loaded, now) - until < GAIN {
+            if ends_soon {
+                advice.push(format!(
+                    "The CA in {} ends at {}: renew it, and the intermediate follows.",
+                    source.certificate.display(),
+                    rfc3339(loaded.not_after())
+                ));
+            }
+            return Ok(Outcome::Kept);
+        }
+    }
+    Issued::new(loaded, wanted, now, paths)?.write(paths)?;
+    Authority::load_one(paths, now)?;
+    Ok(Outcome::Made { reason })
+}
+
+/// What to do about a root that ends soon.
+fn root_ends_soon(paths: &Paths, now: OffsetDateTime) -> Result<Option<String>, Error> {
+    let end = read_certificate(&paths.root)?.1.not_after;
+    Ok((end - now < profile::ROOT_RENEWAL).then(|| {
+        format!(
+            "The root {} ends at {}: replace it by `tv-agent ca rotate`.",
+            paths.root.display(),
+            rfc3339(end)
+        )
+    }))
+}
+
+fn load_issuer(paths: &Paths, source: &Source, now: OffsetDateTime) -> Result<Loaded, Error> {
+    let loaded = Loaded::new(source, now)?;
+    if loaded.root.0 != read_ca(&paths.root, now)?.0 {
+        return Err(Error::OtherRoot {
+            source_path: source.certificate.clone(),
+            root: paths.root.clone(),
+        });
+    }
+    Ok(loaded)
 }
 
 fn need(paths: &Paths, wanted: &Subtrees, now: OffsetDateTime) -> Result<Need, Error> {
@@ -134,7 +264,7 @@ fn need(paths: &Paths, wanted: &Subtrees, now: OffsetDateTime) -> Result<Need, E
         Error::Expired { path, at } => Error::RootWornOut { path, at },
         error => error,
     })?;
-    let present = match Authority::load_locked(paths, now) {
+    let present = match Authority::load_one(paths, now) {
         Ok(authority) => authority,
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(Need::Now("there was none".into()));
@@ -154,14 +284,13 @@ fn need(paths: &Paths, wanted: &Subtrees, now: OffsetDateTime) -> Result<Need, E
     Ok(if !missing.is_empty() {
         Need::Now(format!("the present one does not permit {}", missing.join(", ")))
     } else if present.permitted() != wanted.permitted {
-        Need::Soon("the present one permits more than the routes need".into())
+        let reason = "the present one permits more than the routes need";
+        Need::Soon(reason.into(), present.not_after())
     } else if present.not_after() - now < profile::INTERMEDIATE_RENEWAL
         && present.not_after() < root.not_after
     {
-        Need::Soon(format!(
-            "the present one expires at {}",
-            rfc3339(present.not_after())
-        ))
+        let reason = format!("the present one expires at {}", rfc3339(present.not_after()));
+        Need::Soon(reason, present.not_after())
     } else {
         Need::Nothing
     })
@@ -174,6 +303,16 @@ fn make_root(paths: &Paths, now: OffsetDateTime) -> Result<(), Error> {
             intermediate: paths.intermediate.clone(),
         });
     }
+    if exists(&paths.issuer)? {
+        // An import was killed in between.
+        let loaded = Loaded::new(&paths.source()?, now)?;
+        return write(&paths.root, certificate_pem(&loaded.root.0).as_bytes(), 0o644);
+    }
+    make_own_root(paths, now)
+}
+
+/// A root of our own, with its key on the node.
+pub(super) fn make_own_root(paths: &Paths, now: OffsetDateTime) -> Result<(), Error> {
     // The key first: if we are killed in between, the next `init` goes on with it.
     let key = if exists(&paths.root_key)? {
         read_key(&paths.root_key)?
@@ -185,53 +324,4 @@ fn make_root(paths: &Paths, now: OffsetDateTime) -> Result<(), Error> {
     };
     let root = authority::new_root(now, profile::ROOT_LIFE, key)?;
     write(&paths.root, certificate_pem(&root.certificate).as_bytes(), 0o644)
-}
-
-fn issue(paths: &Paths, wanted: &Subtrees, now: OffsetDateTime, reason: &str) -> Result<(), Error> {
-    let (root_der, root) = read_ca(&paths.root, now)?;
-    if root.not_after - now < profile::INTERMEDIATE_RENEWAL {
-        return Err(Error::RootWornOut {
-            path: paths.root.clone(),
-            at: root.not_after,
-        });
-    }
-    let key = match read_key(&paths.root_key) {
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::RootKeyNeeded {
-                reason: reason.to_owned(),
-                path: paths.root_key.clone(),
-            });
-        }
-        key => key?,
-    };
-    if key.subject_public_key_info() != root.spki {
-        return Err(Error::KeyMismatch {
-            key: paths.root_key.clone(),
-            certificate: paths.root.clone(),
-        });
-    }
-    let issuer = Issuer::from_ca_cert_der(&root_der, key).map_err(|source| Error::Make {
-        what: "issuer of intermediates",
-        source,
-    })?;
-    let not_after = root.not_after.min(now + profile::INTERMEDIATE_LIFE);
-    let (certificate, key) = authority::new_intermediate(now, not_after, wanted, &issuer)?;
-    write(&paths.intermediate_key, key.to_pem().as_bytes(), 0o600)?;
-    write(
-        &paths.intermediate,
-        certificate_pem(&certificate).as_bytes(),
-        0o644,
-    )?;
-    Authority::load_locked(paths, now).map(drop)
-}
-
-/// An error and its causes in one line, for a report that is no log.
-fn with_sources(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(source) = next {
-        text += &format!(": {source}");
-        next = source.source();
-    }
-    text
 }

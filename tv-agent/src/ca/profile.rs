@@ -17,6 +17,8 @@ use crate::addr::HostName;
 
 /// Life of a root made by `ca init`.
 pub(super) const ROOT_LIFE: Duration = Duration::days(5 * 365);
+/// A root with less than this left should be replaced: every workload has to get the next one.
+pub(super) const ROOT_RENEWAL: Duration = Duration::days(90);
 /// Life of a node's intermediate.
 pub(super) const INTERMEDIATE_LIFE: Duration = Duration::days(30);
 /// An intermediate with less than this left is issued anew by `ca init`.

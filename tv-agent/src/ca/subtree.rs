@@ -42,6 +42,12 @@ impl Subtrees {
         let within = |trees: &[String]| trees.iter().any(|tree| covers(tree, host.as_str()));
         within(&self.permitted) && !within(&self.excluded)
     }
+
+    /// As constraints of a CA that need not have any: whether they let it sign for `name`, in lower case.
+    pub(super) fn allow(&self, name: &str) -> bool {
+        let within = |trees: &[String]| trees.iter().any(|tree| covers(tree, name));
+        (self.permitted.is_empty() || within(&self.permitted)) && !within(&self.excluded)
+    }
 }
 
 /// Whether `tree` covers `name`; both in lower case. A tree that begins with a dot covers only what is below.
@@ -95,6 +101,19 @@ mod tests {
         let permit = |host: &str| trees.permit(&HostName::parse(host).unwrap());
         assert!(permit("a.example.com") && permit("example.org") && permit("a.example.org"));
         assert!(!permit("example.com") && !permit("secret.example.org") && !permit("x.secret.example.org"));
+    }
+
+    #[test]
+    fn constraints_that_a_ca_need_not_have() {
+        let names = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+        let limits = |permitted: &[&str], excluded: &[&str]| Subtrees {
+            permitted: names(permitted),
+            excluded: names(excluded),
+        };
+        assert!(limits(&[], &[]).allow("example.com"));
+        assert!(!limits(&[], &["com"]).allow("example.com"));
+        assert!(limits(&["example.com"], &["b.example.com"]).allow("a.example.com"));
+        assert!(!limits(&["example.com"], &[]).allow("example.org"));
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! The CA against OpenSSL and rustls, its files in every broken state, and the leaf cache.
 
+mod import;
+mod leaf_keys;
+mod rotation;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -14,8 +18,9 @@ use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
 use super::files::certificate_pem;
-use super::init::init_at;
+use super::init::{init_at, renew_at};
 use super::leaves::MayMint;
+use super::mint::KeyKind;
 use super::profile::CaKey;
 use super::*;
 use crate::addr::HostName;
@@ -72,7 +77,8 @@ fn openssl_verify(authority: &Authority, leaf: &CertificateDer<'_>, name: &str) 
         path.to_str().unwrap().to_owned()
     };
     let root = put("root.pem", authority.root_pem());
-    let intermediate = put("intermediate.pem", &certificate_pem(authority.intermediate_der()));
+    let chain: String = authority.chain().iter().map(certificate_pem).collect();
+    let intermediate = put("intermediate.pem", &chain);
     let leaf = put("leaf.pem", &certificate_pem(leaf));
     openssl(&[
         "verify",
@@ -100,7 +106,7 @@ fn rustls_verify(authority: &Authority, leaf: &CertificateDer<'_>, name: &str) -
         .unwrap()
         .verify_server_cert(
             leaf,
-            std::slice::from_ref(authority.intermediate_der()),
+            authority.chain(),
             &ServerName::try_from(name.to_owned()).unwrap(),
             &[],
             UnixTime::now(),
@@ -128,6 +134,7 @@ fn clients_reject_names_outside_the_constraints() {
         assert!(!authority.permits(&host(name)));
         // Signed all the same, as whoever stole the key could.
         let leaf = authority
+            .mint()
             .sign(&host(name), &key, now(), now() + Duration::hours(1))
             .unwrap();
         let (ok, text) = openssl_verify(&authority, &leaf, name);
@@ -229,17 +236,23 @@ fn leaves_are_bounded() {
 fn leaves_are_renewed_by_the_wall_clock_and_end_with_the_authority() {
     let (leaves, metrics) = leaves(&["example.com"]);
     let name = host("example.com");
-    let first = leaves.get_at(&name, now()).unwrap();
-    let same = leaves.get_at(&name, now() + Duration::hours(23)).unwrap();
+    let first = leaves.get_at(&name, KeyKind::P256, now()).unwrap();
+    let same = leaves
+        .get_at(&name, KeyKind::P256, now() + Duration::hours(23))
+        .unwrap();
     assert!(Arc::ptr_eq(&first, &same));
-    let next = leaves.get_at(&name, now() + Duration::hours(25)).unwrap();
+    let next = leaves
+        .get_at(&name, KeyKind::P256, now() + Duration::hours(25))
+        .unwrap();
     assert!(!Arc::ptr_eq(&first, &next));
     assert_eq!(metrics.leaves.get(), 2);
-    let late = leaves.get_at(&name, now() + Duration::days(364)).unwrap();
+    let late = leaves
+        .get_at(&name, KeyKind::P256, now() + Duration::days(364))
+        .unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&late.cert[0]).unwrap();
     assert!(parsed.validity().not_after.to_datetime() <= now() + Duration::days(365));
     assert!(matches!(
-        leaves.get_at(&name, now() + Duration::days(366)),
+        leaves.get_at(&name, KeyKind::P256, now() + Duration::days(366)),
         Err(Error::AuthorityExpired { .. })
     ));
 }
@@ -249,12 +262,14 @@ fn leaves_are_renewed_by_the_wall_clock_and_end_with_the_authority() {
 fn a_clock_that_is_set_back_renews_leaves() {
     let (leaves, metrics) = leaves(&["example.com"]);
     let name = host("example.com");
-    let first = leaves.get_at(&name, now()).unwrap();
+    let first = leaves.get_at(&name, KeyKind::P256, now()).unwrap();
     // Covered by the backdating.
-    let same = leaves.get_at(&name, now() - Duration::hours(23)).unwrap();
+    let same = leaves
+        .get_at(&name, KeyKind::P256, now() - Duration::hours(23))
+        .unwrap();
     assert!(Arc::ptr_eq(&first, &same));
     let earlier = now() - Duration::days(3);
-    let leaf = leaves.get_at(&name, earlier).unwrap();
+    let leaf = leaves.get_at(&name, KeyKind::P256, earlier).unwrap();
     let (_, parsed) = x509_parser::parse_x509_certificate(&leaf.cert[0]).unwrap();
     assert!(parsed.validity().not_before.to_datetime() <= earlier);
     assert!(earlier < parsed.validity().not_after.to_datetime());
@@ -439,6 +454,16 @@ fn renewal_comes_before_the_end_and_a_worn_out_root_is_told() {
     assert_eq!(before, snapshot(&dir));
     let renewed = init_at(&dir, &permitted, now() + Duration::days(21)).unwrap();
     assert!(matches!(renewed.intermediate, Outcome::Made { .. }));
+    // The daemon renews as well, and says in time that the root ends.
+    let later = now() + Duration::days(45);
+    let by_itself = renew_at(&dir, &permitted, later).unwrap();
+    assert!(matches!(by_itself.intermediate, Outcome::Made { .. }) && by_itself.advice.is_empty());
+    assert_eq!(
+        renew_at(&dir, &permitted, later).unwrap().intermediate,
+        Outcome::Kept
+    );
+    let told = renew_at(&dir, &permitted, now() + Duration::days(5 * 365 - 80)).unwrap();
+    assert!(told.advice[0].contains("tv-agent ca rotate"), "{:?}", told.advice);
     assert!(matches!(
         init_at(&dir, &permitted, now() + Duration::days(5 * 365 - 5)),
         Err(Error::RootWornOut { .. })
@@ -486,7 +511,7 @@ fn bad_files_are_told_apart() {
         (
             "garbage certificate",
             |d| fs::write(d.join("intermediate.pem"), b"\xff\x00 nothing").unwrap(),
-            |e| matches!(e, Error::NotACertificate { .. }),
+            |e| matches!(e, Error::NotAChain { .. }),
         ),
         (
             "PEM around garbage",
@@ -535,7 +560,10 @@ fn bad_files_are_told_apart() {
             |d| {
                 let authority = Authority::load(d).unwrap();
                 let key = CaKey::generate().unwrap();
-                let leaf = authority.sign(&host("example.com"), &key, now(), now() + Duration::hours(1));
+                let leaf =
+                    authority
+                        .mint()
+                        .sign(&host("example.com"), &key, now(), now() + Duration::hours(1));
                 fs::write(d.join("intermediate.pem"), certificate_pem(&leaf.unwrap())).unwrap();
             },
             |e| matches!(e, Error::NotACa { .. }),

@@ -67,6 +67,7 @@ pub async fn run(args: &ExecArgs) -> u8 {
 }
 
 async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
+    let core_dumps = super::guard_memory();
     let config = super::load(args.config.as_deref())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
@@ -85,12 +86,12 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     let environment = |name: &str| std::env::var_os(name);
     let trust = trust::prepare(
         &directory.0.join("trust"),
-        authority.root_pem(),
+        &authority.anchors_pem(),
         &environment,
         Path::new("/"),
     )?;
     let spec = directory.0.join("enter.json");
-    EnterSpec::new(cgroup.0.clone(), trust, super::raise_open_files())
+    EnterSpec::new(cgroup.0.clone(), trust, super::raise_open_files(), core_dumps)
         .write(&spec)
         .map_err(|source| Error::Io {
             what: "write",

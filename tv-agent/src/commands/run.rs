@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin;
 use crate::agent::{self, Agent, Wiring};
 use crate::audit;
-use crate::ca::{self, Authority};
+use crate::ca;
 use crate::cli::{RunArgs, exit};
 use crate::config::{self, Config, Intercept};
 use crate::control::LogFilter;
@@ -29,12 +29,15 @@ use crate::traces;
 use crate::trust::Ledger;
 use crate::workload::Workloads;
 
+mod authority;
 mod cover;
+mod ends;
 mod enrolled;
 mod socket;
 mod takeover;
 
 use cover::Cover;
+use ends::Ends;
 pub use enrolled::missing_cgroups;
 use enrolled::{agent_cgroup, directories};
 use takeover::{Begun, Local};
@@ -127,6 +130,10 @@ struct Daemon {
     metrics: Metrics,
     intercept: Intercept,
     settled: Settled,
+    /// The subtrees of the routes in force, for which the CA has to sign.
+    wanted: watch::Sender<Vec<String>>,
+    /// Whether the file was refused when it was last read.
+    refused: bool,
 }
 
 /// What a reload cannot change.
@@ -160,12 +167,14 @@ impl Settled {
 }
 
 async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
+    super::guard_memory();
     let file = &*args.config;
     let mut digest = digest_of(file);
     let config = super::load(Some(file))?;
     let mount = cgroup2_mount()?;
     let enrolled = directories(file, &config.intercept, &mount)?;
-    let authority = Arc::new(Authority::load(&config.ca_dir)?);
+    let ca_digest = ca::digest(&config.ca_dir);
+    let authority = authority::load(&config)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let mut end = Ends::new().map_err(Error::Signals)?;
 
@@ -184,6 +193,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let metrics = Metrics::new();
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
+    let wanted = watch::Sender::new(config.subtrees());
     let ready = Arc::new(AtomicBool::new(false));
     let wiring = Wiring {
         origins: shared.clone(),
@@ -221,6 +231,8 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         metrics,
         intercept,
         settled,
+        wanted,
+        refused: false,
     };
     daemon.apply(&enrolled)?;
     daemon.cover.watch(&daemon.mount).map_err(Error::Thread)?;
@@ -230,6 +242,14 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let ready_time = limits::HANDOVER_READY_TIME;
     handover::serve(theirs, ready_time, move |retired| retire.retire(retired), events)
         .map_err(Error::Thread)?;
+    let (authorities, mut renewed) = mpsc::channel(1);
+    let ca_dir = daemon.settled.ca_dir.clone();
+    tokio::spawn(authority::tend(
+        ca_dir,
+        ca_digest,
+        daemon.wanted.subscribe(),
+        authorities,
+    ));
     ready.store(true, Ordering::Relaxed);
     tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
 
@@ -252,6 +272,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
                 digest = digest_of(file);
                 daemon.reload();
             }
+            Some(authority) = renewed.recv(), if !giving => daemon.take_authority(authority),
             Some(event) = asked.recv() => match event {
                 Event::Asked(reply) => {
                     giving = true;
@@ -303,28 +324,6 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     Ok(())
 }
 
-/// The signals that ask for the end.
-struct Ends {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Ends {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 impl Daemon {
     /// Brings the kernel half in line with the configuration, coverage first.
     fn apply(&mut self, enrolled: &[PathBuf]) -> Result<(), Error> {
@@ -369,6 +368,7 @@ impl Daemon {
                 "refused"
             }
         };
+        self.refused = result == "refused";
         self.metrics
             .config_reloads
             .get_or_create(&ResultLabels { result })
@@ -385,6 +385,8 @@ impl Daemon {
             );
         }
         let intercept = config.intercept.clone();
+        let wanted = config.subtrees();
+        self.widen_authority(&config)?;
         let prepared = self.agent.prepare(config)?;
         // The kernel half can still say no; then everything is as before.
         let old = std::mem::replace(&mut self.intercept, intercept);
@@ -395,6 +397,7 @@ impl Daemon {
             return Err(error);
         }
         self.agent.install(prepared);
+        self.wanted.send_replace(wanted);
         Ok(())
     }
 }

@@ -87,11 +87,18 @@ mod tests {
     #[test]
     fn our_own_ca_is_never_believed() {
         let (own, own_pem) = ca();
-        let (_, other_pem) = ca();
+        let (other, other_pem) = ca();
         let both = file("both", &format!("{own_pem}{other_pem}"));
         let with = compose(std::slice::from_ref(&both), &[]).unwrap().len();
-        let without = compose(std::slice::from_ref(&both), &[own]).unwrap().len();
+        let without = compose(std::slice::from_ref(&both), std::slice::from_ref(&own))
+            .unwrap()
+            .len();
         assert_eq!(with, without + 1);
+        // During a rotation there are two.
+        match compose(std::slice::from_ref(&both), &[own, other]) {
+            Ok(roots) => assert_eq!(with, roots.len() + 2),
+            Err(error) => assert!(matches!(error, Error::None) && with == 2),
+        }
         std::fs::remove_file(both).unwrap();
     }
 
