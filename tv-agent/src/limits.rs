@@ -69,6 +69,12 @@ pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 /// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
 pub const TRUST_ENTRIES: usize = 8192;
+/// Most roots that are installed at once; a replacement of a root has two or three.
+pub const TRUST_ANCHORS: usize = 16;
+/// Names looked at in one root for what runtimes bring along (Python packages, Java), directories listed included.
+pub const TRUST_SEARCH: usize = 64 * 1024;
+/// Most rounds of the hash over a PKCS #12 key store's password; Java itself refuses more.
+pub const TRUST_KEYSTORE_ROUNDS: i32 = 5_000_000;
 /// Largest file with the facts of one pod, bytes.
 pub const POD_FACTS_BYTES: u64 = 64 * 1024;
 /// Longest time between connect() and accept(): a record that is older was left by a connection that never came.
