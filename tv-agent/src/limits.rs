@@ -99,6 +99,16 @@ pub const ELF_SECTIONS: usize = 4096;
 pub const ELF_NAMES_BYTES: usize = 256 * 1024;
 /// As much of a process' memory map is looked at, bytes.
 pub const MAPS_BYTES: u64 = 1024 * 1024;
+/// Most roots that are installed at once; a replacement of a root has two or three.
+pub const TRUST_ANCHORS: usize = 16;
+/// Names looked at in one root for what runtimes bring along (Python packages, Java), directories listed included.
+pub const TRUST_SEARCH: usize = 64 * 1024;
+/// Most rounds of the hash over a PKCS #12 key store's password; Java itself refuses more.
+pub const TRUST_KEYSTORE_ROUNDS: i32 = 5_000_000;
+/// Time for a distribution's own tool to bring its stores up to date; Java's part of it takes some seconds.
+pub const TRUST_TOOL_TIME: Duration = Duration::from_secs(120);
+/// Largest record of what was changed in a root, bytes.
+pub const TRUST_JOURNAL_BYTES: u64 = 16 * 1024 * 1024;
 /// Largest file with the facts of one pod, bytes.
 pub const POD_FACTS_BYTES: u64 = 64 * 1024;
 /// Longest time between connect() and accept(): a record that is older was left by a connection that never came.

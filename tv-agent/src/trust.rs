@@ -1,14 +1,27 @@
-//! What makes the command of `tv-agent exec` trust the CA: augmented copies of the system's certificate store, to
-//! be mounted over it, and environment variables for runtimes that look elsewhere.
+//! The CA in the stores of workloads: augmented copies to be mounted over them, changes of a root file system that can be
+//! undone, and environment variables for runtimes that look elsewhere.
 //!
-//! A copy holds everything that the original holds and the CA besides; it never replaces the original's
-//! contents. A variable that the caller has set is honoured: what it names is copied and augmented.
+//! A store keeps everything that it holds, and gets the CA besides. A variable that the caller has set is honoured: what
+//! it names is copied and augmented.
 
+mod anchors;
+pub mod bundle;
+mod copies;
 mod env;
 mod hash;
+mod install;
+mod journal;
+pub mod keystore;
+mod layout;
 mod ledger;
+mod packages;
+mod place;
+mod root;
+mod search;
 mod state;
 mod store;
+mod tool;
+mod undo;
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,13 +29,19 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+pub use anchors::{Anchor, Anchors};
+use copies::Made;
+pub use copies::{Copies, Extra, copies};
+pub use install::{Installed, install, is_installed};
+pub use keystore::Unusable;
 pub use ledger::{Installation, Ledger, MntnsId, StoreKind, Unreached};
+pub use root::{Found, Root};
 pub use state::{Ask, Belief, Issuing, Processes, Row, Runtime, Sign, Standing};
 use store::Store;
+pub use undo::{Removed, uninstall};
 
 /// What to give a command so that it trusts the CA. The files that it names live as long as the directory that
 /// was given to [`prepare`].
@@ -32,6 +51,8 @@ pub struct Trust {
     pub env: Vec<(OsString, OsString)>,
     /// In the order in which to mount them: directories come before files.
     pub mounts: Vec<Mount>,
+    /// Stores of runtimes that did not take the CA.
+    pub unreached: Vec<Unreached>,
 }
 
 /// A read-only bind mount. Both paths are absolute and free of symlinks.
@@ -43,14 +64,41 @@ pub struct Mount {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the CA is not one PEM certificate with a subject")]
+    #[error("the root of the CA is not a PEM certificate of a CA with a subject")]
     Ca,
     #[error(
-        "this system has no certificate store (looked for {}); install the package ca-certificates, or let \
-         SSL_CERT_FILE name a PEM bundle",
-        env::looked_for()
+        "more than {} roots are to be trusted at once; remove those that are retired",
+        limits::TRUST_ANCHORS
     )]
+    TooManyAnchors,
+    #[error("no store of certificates was found and none could be made")]
     NoStore,
+    #[error("{} is not there, and neither is a directory to put it into", .path.display())]
+    NoPlace { path: PathBuf },
+    #[error("the key store {} cannot take the root", .path.display())]
+    Keystore { path: PathBuf, source: Unusable },
+    #[error("{} is a link that leads nowhere", .path.display())]
+    Dangling { path: PathBuf },
+    #[error(
+        "{} cannot be changed, its file system is read-only; let the daemon put the CA into the running workload instead \
+         (trust.install: live)",
+        .path.display()
+    )]
+    ReadOnly { path: PathBuf },
+    #[error("{} was changed by somebody else at the same time; try again", .path.display())]
+    Changed { path: PathBuf },
+    #[error("another tv-agent is at work in this root (it holds {}); try again when it is done", .path.display())]
+    Busy { path: PathBuf },
+    #[error("a package manager is at work in this root (it holds {}); try again when it is done", .path.display())]
+    Packages { path: PathBuf },
+    #[error("the record of what was changed in this root (var/lib/tv-agent/trust/journal.json) is damaged")]
+    Journal,
+    #[error("`{tool}` failed: {said}")]
+    Tool { tool: String, said: String },
+    #[error("not everything could be put back; mend what is named and run `tv-agent trust uninstall`")]
+    Undo { source: Box<Error> },
+    #[error("too many names at {}: stores of runtimes beyond are not looked for", .path.display())]
+    TooMuchToSearch { path: PathBuf },
     #[error("cannot read {}", .path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{} is larger than {} MiB, so it is no certificate bundle", .path.display(), limits::TRUST_FILE_BYTES >> 20)]
@@ -69,28 +117,72 @@ pub enum Error {
     Variable { name: &'static str, source: Box<Error> },
 }
 
+impl Error {
+    /// What it is about.
+    fn path(&self) -> &Path {
+        match self {
+            Self::Ca
+            | Self::TooManyAnchors
+            | Self::NoStore
+            | Self::Variable { .. }
+            | Self::Journal
+            | Self::Tool { .. }
+            | Self::Undo { .. } => Path::new("/"),
+            Self::NoPlace { path }
+            | Self::Dangling { path }
+            | Self::ReadOnly { path }
+            | Self::Changed { path }
+            | Self::Busy { path }
+            | Self::Packages { path }
+            | Self::Keystore { path, .. }
+            | Self::TooMuchToSearch { path }
+            | Self::Read { path, .. }
+            | Self::TooLarge { path }
+            | Self::TooManyEntries { path }
+            | Self::TooMuch { path }
+            | Self::Empty { path }
+            | Self::Kind { path }
+            | Self::Write { path, .. } => path,
+        }
+    }
+}
+
 /// Builds the copies in `dir`, which must not exist yet, and says what to mount and set.
 ///
-/// `environment` is the caller's environment; `root` is `/`, or the root of another file system in tests. The
-/// directories above `dir` must let the command's user pass, or the variables lead nowhere.
+/// `environment` is the caller's environment. The directories above `dir` must let the command's user pass, or the
+/// variables lead nowhere.
 ///
 /// # Errors
-/// When the system has no store and no `SSL_CERT_FILE` names one, when something is unreadable, empty or larger
-/// than [`limits::TRUST_FILE_BYTES`], or when `dir` cannot be written.
+/// When one of the system's own stores, or what a variable names, is unreadable, empty or larger than
+/// [`limits::TRUST_FILE_BYTES`], or when `dir` cannot be written.
 pub fn prepare(
     dir: &Path,
-    ca_pem: &str,
+    anchors: &Anchors,
     environment: &dyn Fn(&str) -> Option<OsString>,
-    root: &Path,
+    root: &Root,
 ) -> Result<Trust, Error> {
-    let ca = Anchor::new(ca_pem)?;
     make_directory(dir)?;
-    let mut store = Store::open(dir, root, ca)?;
-    let system = store.copy_system(&env::DIRECTORIES, &env::BUNDLES)?;
-    let env = env::variables(&mut store, &system, environment)?;
+    let mut store = Store::open(dir, root, anchors)?;
+    let mut made = Made::default();
+    made.system(&mut store)?;
+    made.strict()?;
+    made.brought_along(&mut store, &Extra::default())?;
+    let lenient = std::mem::take(&mut made.failed);
+    made.directories(&mut store)?;
+    made.strict()?;
+    let named = environment(env::SSL_CERT_FILE).is_some_and(|value| !value.is_empty());
+    if made.bundle.is_none() && !named {
+        made.public_roots(&mut store)?;
+    }
+    let ca_only = store.ca_only()?;
+    let env = env::variables(&mut store, made.bundle.as_ref(), &ca_only, environment)?;
     Ok(Trust {
         env,
-        mounts: system.mounts,
+        mounts: made.mounts(),
+        unreached: {
+            made.failed.extend(lenient);
+            made.unreached()
+        },
     })
 }
 
@@ -99,24 +191,6 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     use sha2::{Digest as _, Sha256};
     let digest = Sha256::digest(certificate);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The CA as it is added to stores.
-struct Anchor {
-    pem: String,
-    /// Base name of its link in an OpenSSL certificate directory.
-    hash: String,
-}
-
-impl Anchor {
-    fn new(pem: &str) -> Result<Self, Error> {
-        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| Error::Ca)?;
-        let (_, x509) = x509_parser::parse_x509_certificate(&der).map_err(|_| Error::Ca)?;
-        Ok(Self {
-            pem: format!("{}\n", pem.trim()),
-            hash: hash::subject_hash(x509.subject()).ok_or(Error::Ca)?,
-        })
-    }
 }
 
 fn make_directory(dir: &Path) -> Result<(), Error> {

@@ -35,6 +35,11 @@ const LAYERS: &[Layer] = &[
         "the binary with real clients; needs root",
         &["-p", "tv-tests", "--test", "e2e"],
     ),
+    (
+        "trust",
+        "the CA in the stores of real systems; needs root",
+        &["-p", "tv-tests", "--test", "trust"],
+    ),
 ];
 
 /// The layer that is no cargo test of this machine, and goes last.

@@ -86,10 +86,13 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     let environment = |name: &str| std::env::var_os(name);
     let trust = trust::prepare(
         &directory.0.join("trust"),
-        &authority.anchors_pem(),
+        &trust::Anchors::from_pem(&authority.anchors_pem())?,
         &environment,
-        Path::new("/"),
+        &trust::Root::open(Path::new("/"))?,
     )?;
+    for trust::Unreached { path, why } in &trust.unreached {
+        tracing::debug!("exec: {} does not get the CA: {why}", path.display());
+    }
     let spec = directory.0.join("enter.json");
     EnterSpec::new(cgroup.0.clone(), trust, super::raise_open_files(), core_dumps)
         .write(&spec)

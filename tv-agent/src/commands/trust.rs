@@ -1,11 +1,14 @@
-//! `tv-agent trust`: who trusts our CA.
+//! `tv-agent trust …`: what workloads trust.
+
+mod install;
+mod list;
 
 use crate::cli::TrustCommand;
 
-mod list;
-
 pub async fn run(command: &TrustCommand) -> u8 {
     match command {
+        TrustCommand::Install(args) => install::install(args),
+        TrustCommand::Uninstall(args) => install::uninstall(args),
         TrustCommand::List(args) => list::run(args).await,
     }
 }

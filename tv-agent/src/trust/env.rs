@@ -1,22 +1,10 @@
-//! Where systems keep their certificates, and which variables runtimes read instead.
+//! Which variables runtimes read instead of the system's store.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::store::{Store, System};
-
-/// OpenSSL certificate directories: Debian, Alpine, SUSE (a link); RHEL.
-pub(super) const DIRECTORIES: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
-
-/// Bundles in the order in which Go looks for them: Debian and Alpine, RHEL (two names), SUSE, Alpine's OpenSSL.
-pub(super) const BUNDLES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
+use super::store::Store;
 
 /// A variable whose file *replaces* the runtime's own roots.
 struct Replaces {
@@ -51,13 +39,15 @@ const REPLACES: [Replaces; 11] = [
 /// Variables whose file is *added* to the roots that the runtime has compiled in.
 const ADDS: [&str; 2] = ["NODE_EXTRA_CA_CERTS", "DENO_CERT"];
 
-const SSL_CERT_FILE: &str = "SSL_CERT_FILE";
+pub(super) const SSL_CERT_FILE: &str = "SSL_CERT_FILE";
 const SSL_CERT_DIR: &str = "SSL_CERT_DIR";
 
-/// The variables to set, given the copies of the system's store and the caller's environment.
+/// The variables to set, given the copy of the system's bundle, a file with the anchors alone, and the caller's
+/// environment.
 pub(super) fn variables(
-    store: &mut Store,
-    system: &System,
+    store: &mut Store<'_>,
+    system: Option<&PathBuf>,
+    ca_only: &Path,
     environment: &dyn Fn(&str) -> Option<OsString>,
 ) -> Result<Vec<(OsString, OsString)>, Error> {
     // An empty value names nothing; runtimes treat it as unset, or fail on it.
@@ -69,11 +59,9 @@ pub(super) fn variables(
             .map_err(|e| variable(name, e)),
         None => Ok(None),
     };
-    let bundle = match (&system.bundle, own(SSL_CERT_FILE)?) {
-        (Some(bundle), _) => bundle.clone().into_os_string(),
-        (None, Some(file)) => file,
-        (None, None) => return Err(Error::NoStore),
-    };
+    let named = own(SSL_CERT_FILE)?;
+    let system = system.map(|bundle| bundle.clone().into_os_string());
+    let bundle = system.or(named).ok_or(Error::NoStore)?;
     let mut env: Vec<(OsString, OsString)> = Vec::new();
     for Replaces { name, else_reads } in REPLACES {
         let mut value = own(name)?;
@@ -86,10 +74,7 @@ pub(super) fn variables(
     }
     for name in ADDS {
         let own = own(name)?;
-        env.push((
-            name.into(),
-            own.unwrap_or_else(|| system.ca_only.clone().into_os_string()),
-        ));
+        env.push((name.into(), own.unwrap_or_else(|| ca_only.as_os_str().to_owned())));
     }
     // Set by the caller only: the default directory is mounted over.
     if let Some(list) = set(SSL_CERT_DIR) {
@@ -106,10 +91,6 @@ pub(super) fn variables(
         env.push((SSL_CERT_DIR.into(), joined));
     }
     Ok(env)
-}
-
-pub(super) fn looked_for() -> String {
-    BUNDLES.join(", ")
 }
 
 fn variable(name: &'static str, source: Error) -> Error {

@@ -50,7 +50,7 @@ fn canonical_text(text: &[u8]) -> Vec<u8> {
 }
 
 /// Tag, length and value in DER (X.690 §8.1.3).
-fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {
+pub(super) fn tlv(tag: u8, value: &[u8]) -> Vec<u8> {
     let mut out = vec![tag];
     if value.len() < 0x80 {
         out.push(value.len() as u8);

@@ -48,7 +48,15 @@ impl Fake {
     fn prepare(&self) -> Result<Trust, Error> {
         let out = self.temp.path().join("out");
         let get = |name: &str| self.env.get(name).cloned();
-        prepare(&out, self.ca.root_pem(), &get, &self.temp.path().join("root"))
+        prepare(&out, &self.anchors(), &get, &self.root())
+    }
+
+    fn anchors(&self) -> Anchors {
+        Anchors::from_pem(self.ca.root_pem()).unwrap()
+    }
+
+    fn root(&self) -> Root {
+        Root::open(&self.temp.path().join("root")).unwrap()
     }
 
     /// Asserts that `file` holds `own` and the CA, and can be read but not written by all.
@@ -95,6 +103,7 @@ fn target<'a>(trust: &'a Trust, target: &str) -> &'a Path {
 fn certificate(dn: DistinguishedName) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name = dn;
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
 }
 
@@ -118,6 +127,11 @@ fn openssl_hash(pem: &str) -> String {
     let (ok, text) = openssl(&["x509", "-noout", "-hash", "-in", file.path().to_str().unwrap()]);
     assert!(ok, "{text}");
     text.trim().to_owned()
+}
+
+fn hash_of(pem: &str) -> Result<String, Error> {
+    let anchors = Anchors::from_pem(pem)?;
+    Ok(anchors.iter().next().unwrap().subject_hash().to_owned())
 }
 
 #[test]
@@ -146,16 +160,19 @@ fn the_hash_is_that_of_openssl() {
         dn(&[(DnType::OrganizationName, utf8(&"X".repeat(300)))]),
     ] {
         let pem = certificate(dn.clone());
-        assert_eq!(Anchor::new(&pem).unwrap().hash, openssl_hash(&pem), "{dn:?}");
+        assert_eq!(hash_of(&pem).unwrap(), openssl_hash(&pem), "{dn:?}");
     }
     let authority = Authority::ephemeral(&["example.com".into()]).unwrap();
     let pem = authority.root_pem();
-    assert_eq!(Anchor::new(pem).unwrap().hash, openssl_hash(pem));
-    assert!(matches!(Anchor::new("no PEM"), Err(Error::Ca)));
-    assert!(matches!(
-        Anchor::new(&certificate(DistinguishedName::new())),
-        Err(Error::Ca)
-    ));
+    assert_eq!(hash_of(pem).unwrap(), openssl_hash(pem));
+    let nameless = certificate(DistinguishedName::new());
+    let leaf = {
+        let params = CertificateParams::new(["example.com".to_owned()]).unwrap();
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    };
+    for unusable in ["no PEM", "", &nameless, &leaf, &format!("{pem}{leaf}")] {
+        assert!(matches!(hash_of(unusable), Err(Error::Ca)), "{unusable:?}");
+    }
 }
 
 #[test]
@@ -276,9 +293,9 @@ fn openssl_trusts_the_copies_of_this_system_and_still_what_it_trusted() {
     let ca = Authority::ephemeral(&["example.com".into()]).unwrap();
     let trust = prepare(
         &temp.path().join("trust"),
-        ca.root_pem(),
+        &Anchors::from_pem(ca.root_pem()).unwrap(),
         &|_| None,
-        Path::new("/"),
+        &Root::open(Path::new("/")).unwrap(),
     )
     .unwrap();
     let dir = target(&trust, "/etc/ssl/certs").to_str().unwrap().to_owned();
@@ -379,12 +396,14 @@ fn python_clients_follow_the_variables_that_they_fall_back_to() {
 }
 
 #[test]
-fn a_system_without_store_needs_ssl_cert_file() {
+fn a_system_without_store_takes_what_ssl_cert_file_names_or_the_public_roots() {
     let mut fake = Fake::new();
     fs::create_dir_all(fake.path("etc/ssl/certs")).unwrap();
-    let error = fake.prepare().unwrap_err();
-    assert!(matches!(error, Error::NoStore), "{error}");
-    assert!(error.to_string().contains("ca-certificates"));
+    let trust = fake.prepare().unwrap();
+    let text = fs::read_to_string(value(&trust, "SSL_CERT_FILE")).unwrap();
+    assert!(text.matches("BEGIN CERTIFICATE").count() > 100 && text.contains(fake.ca.root_pem().trim()));
+    let mounted = target(&trust, "/etc/ssl/certs").join("ca-certificates.crt");
+    assert_eq!(fs::read_to_string(mounted).unwrap(), text);
     fs::remove_dir_all(fake.temp.path().join("out")).unwrap();
     let own = named("Own");
     fake.put("opt/own.pem", &own);

@@ -1,0 +1,3 @@
+//! The CA in the stores of real systems and runtimes. Needs root.
+
+mod install;
