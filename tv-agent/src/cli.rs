@@ -60,6 +60,9 @@ pub enum Command {
     /// The certificate authority that workloads trust.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Trust of workloads in our CA.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Removes what agents that are gone have left in the kernel.
     Cleanup(OutputArgs),
     /// Version of the agent and digest of its kernel half.
@@ -235,6 +238,37 @@ pub struct CaArgs {
     /// The hosts of its routes are what the CA may sign for.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Subcommand)]
+pub enum TrustCommand {
+    /// The environment of a process that is to trust the CA: what runtimes with roots of their own read.
+    Env(TrustEnvArgs),
+}
+
+#[derive(Args)]
+pub struct TrustEnvArgs {
+    /// The process's root file system.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Public roots and the CA, as the process names the file, for variables that replace a runtime's roots
+    /// [default: the system's bundle below the root].
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
+    pub bundle: Option<PathBuf>,
+    /// The CA alone, as the process names the file, for variables that add to a runtime's roots [default: the bundle].
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
+    pub ca_file: Option<PathBuf>,
+    /// Write copies of the bundle and of what this environment's variables name into this new directory, the CA added.
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    /// Directory of the CA. Without --into: the bundle is looked through for it.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Lines for a shell: eval "$(tv-agent trust env --export)".
+    #[arg(long, conflicts_with = "output")]
+    pub export: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }
