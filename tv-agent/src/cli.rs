@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::DEFAULT_SOCKET;
+use crate::config::{DEFAULT_SOCKET, default_ca_dir};
 
 /// Exit codes, the same for all commands; `exec` otherwise ends with its command's own.
 pub mod exit {
@@ -244,8 +244,24 @@ pub struct CaArgs {
 
 #[derive(Subcommand)]
 pub enum TrustCommand {
+    /// Puts the CA's roots into every certificate store of a root file system, and records how to take them out.
+    Install(TrustInstallArgs),
+    /// Takes out what `trust install` has put in; what others changed since stays.
+    Uninstall(TrustInstallArgs),
     /// The environment of a process that is to trust the CA: what runtimes with roots of their own read.
     Env(TrustEnvArgs),
+}
+
+#[derive(Args)]
+pub struct TrustInstallArgs {
+    /// Directory of the CA, of which root.pem is enough; `uninstall` goes by its record instead.
+    #[arg(long, value_name = "DIR", default_value_os_t = default_ca_dir())]
+    pub ca_dir: PathBuf,
+    /// The root file system: this machine's own, or an unpacked one, in which nothing is run.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Args)]

@@ -75,6 +75,10 @@ pub const TRUST_ANCHORS: usize = 16;
 pub const TRUST_SEARCH: usize = 64 * 1024;
 /// Most rounds of the hash over a PKCS #12 key store's password; Java itself refuses more.
 pub const TRUST_KEYSTORE_ROUNDS: i32 = 5_000_000;
+/// Time for a distribution's own tool to bring its stores up to date; Java's part of it takes some seconds.
+pub const TRUST_TOOL_TIME: Duration = Duration::from_secs(120);
+/// Largest record of what was changed in a root, bytes.
+pub const TRUST_JOURNAL_BYTES: u64 = 16 * 1024 * 1024;
 /// Largest file with the facts of one pod, bytes.
 pub const POD_FACTS_BYTES: u64 = 64 * 1024;
 /// Longest time between connect() and accept(): a record that is older was left by a connection that never came.

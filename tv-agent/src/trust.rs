@@ -5,17 +5,23 @@
 //! it names is copied and augmented.
 
 mod anchors;
-mod bundle;
+pub mod bundle;
 mod caller;
 mod copies;
 pub mod env;
 mod hash;
-mod keystore;
+mod install;
+mod journal;
+pub mod keystore;
 mod layout;
 mod ledger;
+mod packages;
+mod place;
 mod root;
 mod search;
 mod store;
+mod tool;
+mod undo;
 
 use std::ffi::OsString;
 use std::fs;
@@ -29,10 +35,12 @@ pub use anchors::{Anchor, Anchors};
 pub use caller::extra;
 use copies::Made;
 pub use copies::{Copies, Extra, copies};
+pub use install::{Installed, install, is_installed};
 pub use keystore::Unusable;
 pub use ledger::{Installation, Ledger, MntnsId, StoreKind, Unreached};
 pub use root::{Found, Root};
 use store::Store;
+pub use undo::{Removed, uninstall};
 
 /// What to give a command so that it trusts the CA. The files that it names live as long as the directory that
 /// was given to [`prepare`].
@@ -115,6 +123,26 @@ pub enum Error {
     NoPlace { path: PathBuf },
     #[error("the key store {} cannot take the root", .path.display())]
     Keystore { path: PathBuf, source: Unusable },
+    #[error("{} is a link that leads nowhere", .path.display())]
+    Dangling { path: PathBuf },
+    #[error(
+        "{} cannot be changed, its file system is read-only; let the daemon put the CA into the running workload instead \
+         (trust.install: live)",
+        .path.display()
+    )]
+    ReadOnly { path: PathBuf },
+    #[error("{} was changed by somebody else at the same time; try again", .path.display())]
+    Changed { path: PathBuf },
+    #[error("another tv-agent is at work in this root (it holds {}); try again when it is done", .path.display())]
+    Busy { path: PathBuf },
+    #[error("a package manager is at work in this root (it holds {}); try again when it is done", .path.display())]
+    Packages { path: PathBuf },
+    #[error("the record of what was changed in this root (var/lib/tv-agent/trust/journal.json) is damaged")]
+    Journal,
+    #[error("`{tool}` failed: {said}")]
+    Tool { tool: String, said: String },
+    #[error("not everything could be put back; mend what is named and run `tv-agent trust uninstall`")]
+    Undo { source: Box<Error> },
     #[error("too many names at {}: stores of runtimes beyond are not looked for", .path.display())]
     TooMuchToSearch { path: PathBuf },
     #[error("cannot read {}", .path.display())]
@@ -139,8 +167,19 @@ impl Error {
     /// What it is about.
     fn path(&self) -> &Path {
         match self {
-            Self::Ca | Self::TooManyAnchors | Self::NoStore | Self::Variable { .. } => Path::new("/"),
+            Self::Ca
+            | Self::TooManyAnchors
+            | Self::NoStore
+            | Self::Variable { .. }
+            | Self::Journal
+            | Self::Tool { .. }
+            | Self::Undo { .. } => Path::new("/"),
             Self::NoPlace { path }
+            | Self::Dangling { path }
+            | Self::ReadOnly { path }
+            | Self::Changed { path }
+            | Self::Busy { path }
+            | Self::Packages { path }
             | Self::Keystore { path, .. }
             | Self::TooMuchToSearch { path }
             | Self::Read { path, .. }
@@ -175,7 +214,7 @@ pub fn prepare(
     made.system(&mut store)?;
     made.strict()?;
     made.brought_along(&mut store, extra)?;
-    let brought_along = std::mem::take(&mut made.failed);
+    let lenient = std::mem::take(&mut made.failed);
     made.directories(&mut store)?;
     made.strict()?;
     let named = environment(env::SSL_CERT_FILE).is_some_and(|value| !value.is_empty());
@@ -187,11 +226,10 @@ pub fn prepare(
     Ok(Trust {
         env,
         mounts: made.mounts(),
-        unreached: brought_along
-            .iter()
-            .chain(&made.failed)
-            .map(copies::unreached)
-            .collect(),
+        unreached: {
+            made.failed.extend(lenient);
+            made.unreached()
+        },
     })
 }
 

@@ -73,6 +73,10 @@ impl Homes {
             homes.of_programs(&bin, root);
         }
         homes.java.extend(program.and_then(|program| home(program, root)));
+        for homes in [&mut homes.python, &mut homes.java] {
+            homes.sort();
+            homes.dedup();
+        }
         homes
     }
 

@@ -52,8 +52,8 @@ pub fn copies(dir: &Path, anchors: &Anchors, root: &Root, extra: &Extra) -> Resu
     Ok(Copies {
         mounts: made.mounts(),
         ca_only: store.ca_only()?,
-        kinds: made.kinds,
-        unreached: made.failed.iter().map(unreached).collect(),
+        kinds: std::mem::take(&mut made.kinds),
+        unreached: made.unreached(),
         bundle: made.bundle,
         watched: store.watched,
     })
@@ -152,6 +152,14 @@ impl Made {
         self.failed.drain(..).next().map_or(Ok(()), Err)
     }
 
+    pub(super) fn unreached(&self) -> Vec<Unreached> {
+        let mut all: Vec<_> = self.failed.iter().map(unreached).collect();
+        // Several patterns lead to one place.
+        all.sort_by(|a, b| a.path.cmp(&b.path));
+        all.dedup();
+        all
+    }
+
     pub(super) fn mounts(&mut self) -> Vec<Mount> {
         let mut mounts = std::mem::take(&mut self.directories);
         let mut files = std::mem::take(&mut self.files);
@@ -207,3 +215,6 @@ pub(super) fn unreached(error: &Error) -> Unreached {
         why,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,6 +105,16 @@ impl Root {
         self.open_inside(path, OFlag::O_PATH | OFlag::O_CLOEXEC).is_ok()
     }
 
+    /// Whether the last part of `path` is a symlink, wherever it leads.
+    pub(super) fn is_link(&self, path: &Path) -> bool {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        self.open_inside(path, flags).is_ok_and(|fd| {
+            File::from(fd)
+                .metadata()
+                .is_ok_and(|metadata| metadata.is_symlink())
+        })
+    }
+
     /// Opens `path` with `flags`, without leaving the root.
     pub(super) fn open_inside(&self, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
         let how = OpenHow::new()
@@ -129,7 +139,7 @@ impl Root {
     }
 
     /// The path inside the root of what is open.
-    fn inside(&self, fd: &impl AsRawFd) -> io::Result<PathBuf> {
+    pub(super) fn inside(&self, fd: &impl AsRawFd) -> io::Result<PathBuf> {
         let outside = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         outside
             .strip_prefix(&self.prefix)
@@ -144,17 +154,7 @@ impl Found {
     /// # Errors
     /// [`Error::TooLarge`] beyond [`limits::TRUST_FILE_BYTES`].
     pub(super) fn read(&self) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::new();
-        let read = (&self.file)
-            .take(limits::TRUST_FILE_BYTES + 1)
-            .read_to_end(&mut bytes);
-        read.map_err(|source| self.unreadable(source))?;
-        if bytes.len() as u64 > limits::TRUST_FILE_BYTES {
-            return Err(Error::TooLarge {
-                path: self.path.clone(),
-            });
-        }
-        Ok(bytes)
+        read_all(&self.file, &self.path)
     }
 
     /// The entries of a directory, sorted by name.
@@ -205,6 +205,19 @@ impl Found {
             path: self.path.clone(),
             source,
         }
+    }
+}
+
+/// # Errors
+/// [`Error::TooLarge`] beyond [`limits::TRUST_FILE_BYTES`].
+pub(super) fn read_all(file: &File, path: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let read = file.take(limits::TRUST_FILE_BYTES + 1).read_to_end(&mut bytes);
+    let path = path.to_owned();
+    match read {
+        Err(source) => Err(Error::Read { path, source }),
+        Ok(length) if length as u64 > limits::TRUST_FILE_BYTES => Err(Error::TooLarge { path }),
+        Ok(_) => Ok(bytes),
     }
 }
 

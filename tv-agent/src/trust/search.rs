@@ -93,3 +93,29 @@ impl<'a> Search<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runtimes_bring_is_found_until_too_many_names_were_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let certifi = "opt/venv/lib/python3.12/site-packages/certifi/cacert.pem";
+        let cacerts = "usr/lib/jvm/jdk-21/lib/security/cacerts";
+        for file in [certifi, cacerts] {
+            let path = temp.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        }
+        let root = Root::open(temp.path()).unwrap();
+        let mut search = Search::new(&root);
+        assert_eq!(search.certifi().unwrap(), [Path::new("/").join(certifi)]);
+        assert_eq!(search.keystores().unwrap(), [Path::new("/").join(cacerts)]);
+        // As if all but two were spent elsewhere.
+        assert!(search.left < limits::TRUST_SEARCH);
+        search.left = 2;
+        let error = search.certifi().unwrap_err();
+        assert!(matches!(error, Error::TooMuchToSearch { .. }), "{error}");
+    }
+}

@@ -47,7 +47,12 @@ impl<'a> Store<'a> {
     /// A copy of the file `path`, to be mounted over it; None when there is none, or its copy is made already.
     pub(super) fn copy_file(&mut self, path: &Path, form: Form) -> Result<Option<Mount>, Error> {
         let Some(found) = self.root.find(path)? else {
-            return Ok(None);
+            return match self.root.is_link(path) {
+                true => Err(Error::Dangling {
+                    path: path.to_owned(),
+                }),
+                false => Ok(None),
+            };
         };
         if !found.metadata.is_file() {
             return Err(Error::Kind { path: found.path });

@@ -49,16 +49,27 @@ pub(super) fn remove(store: &[u8], anchors: &Anchors) -> Result<Vec<u8>, Unusabl
     let mut store = Store::read(store)?;
     let ours = |bag: &Vec<u8>| anchors.iter().any(|anchor| is(bag, anchor));
     let mut parts = AuthenticatedSafe::new();
+    let (mut removed, mut hidden) = (0, false);
     for one in std::mem::take(&mut store.parts) {
         match bags_of(one.content_type, &one.content)? {
             Some(bags) if bags.iter().any(ours) => {
+                let count = bags.len();
                 let kept: Vec<_> = bags.into_iter().filter(|bag| !ours(bag)).collect();
+                removed += count - kept.len();
                 if !kept.is_empty() {
                     parts.extend(part(&kept)?);
                 }
             }
-            _ => parts.push(one),
+            other => {
+                hidden |= other.is_none();
+                parts.push(one);
+            }
         }
+    }
+    // Whoever rewrote the store may have put it among what is encrypted.
+    if removed == 0 && hidden {
+        let names: Vec<_> = anchors.iter().map(Anchor::name).collect();
+        return Err(Unusable::Encrypted(names.join(" or ")));
     }
     store.parts = parts;
     store.write()
