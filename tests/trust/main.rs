@@ -1,8 +1,8 @@
-//! Which runtimes trust the agent's CA, when and how: what the table in docs/trust.md says is what happens, with real
-//! clients, the real daemon and the real kernel hook.
+//! The CA in the stores of real systems, and what real runtimes make of it. Needs root.
 
 mod container;
 mod exec;
+mod install;
 mod matrix;
 mod rows;
 mod runtimes;

@@ -18,7 +18,8 @@ const CLIENTS: [Client; 5] = [
 ];
 
 /// As above, for the trust layer.
-const RUNTIMES: [Client; 10] = [
+const RUNTIMES: [Client; 11] = [
+    ("debootstrap", &["--version"], &["debootstrap"]),
     ("curl", &["--version"], &["curl"]),
     ("wget", &["--version"], &["wget"]),
     ("git", &["--version"], &["git"]),

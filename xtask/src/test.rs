@@ -37,7 +37,7 @@ const LAYERS: &[Layer] = &[
     ),
     (
         TRUST,
-        "every runtime and the CA, as docs/trust.md says it; needs root",
+        "the CA in the stores of real systems, and every runtime; needs root",
         &["-p", "tv-tests", "--test", "trust"],
     ),
 ];

@@ -283,18 +283,18 @@ impl Work<'_> {
                     }
                     None => self.make(&found.path.join(&name), anchor.pem().as_bytes())?,
                 }
-                // The tool may have made it, or we before.
-                if entries
-                    .iter()
-                    .any(|entry| entry.link.as_deref() == Some(Path::new(&name)))
-                {
-                    continue;
-                }
                 let hash = anchor.subject_hash();
-                let free = (0..)
-                    .map(|n| found.path.join(format!("{hash}.{n}")))
-                    .find(|path| !self.root.exists(path) && !self.root.is_link(path))
-                    .expect("the directory is finite");
+                // The tool may have made it, or we before.
+                let made = entries
+                    .iter()
+                    .find(|entry| entry.link.as_deref() == Some(Path::new(&name)));
+                let free = match made {
+                    Some(entry) => found.path.join(&entry.name),
+                    None => (0..)
+                        .map(|n| found.path.join(format!("{hash}.{n}")))
+                        .find(|path| !self.root.exists(path) && !self.root.is_link(path))
+                        .expect("the directory is finite"),
+                };
                 self.make_link(&free, Path::new(&name))?;
             }
         }

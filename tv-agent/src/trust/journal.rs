@@ -156,12 +156,17 @@ impl<'a> Journal<'a> {
         self.save()
     }
 
-    /// What a changed file held before.
-    pub(super) fn kept(&self, change: &Change) -> Result<Vec<u8>, Error> {
+    /// Where the contents are that a changed file had before.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] when they are not those that were recorded.
+    pub(super) fn kept(&self, change: &Change) -> Result<Place, Error> {
         let name = change.kept.as_deref().ok_or(Error::Journal)?;
-        match place(self.root, name)?.read()? {
-            (State::File { .. }, bytes) => Ok(bytes),
-            _ => Err(Error::Journal),
+        let kept = place(self.root, name)?;
+        if kept.state()?.is_like(&change.before) {
+            Ok(kept)
+        } else {
+            Err(Error::Journal)
         }
     }
 

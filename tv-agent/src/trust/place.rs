@@ -206,6 +206,37 @@ impl Place {
         self.put(&fresh, written, expected)
     }
 
+    /// Puts the file `kept` here, by a rename where that can be: on a full disk there is no room for another copy.
+    ///
+    /// # Errors
+    /// As [`Place::replace`].
+    pub(super) fn restore(
+        &self,
+        kept: &Self,
+        attributes: &Attributes,
+        with_time: bool,
+        expected: &State,
+    ) -> Result<(), Error> {
+        File::options()
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(kept.at())
+            .and_then(|file| {
+                attributes.put(&file, with_time)?;
+                file.sync_all()
+            })
+            .map_err(|source| kept.unwritable(source))?;
+        self.check(expected)?;
+        match fs::rename(kept.at(), self.at()) {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                self.replace(&kept.read()?.1, attributes, with_time, expected)
+            }
+            renamed => renamed
+                .and_then(|()| self.sync())
+                .map_err(|source| self.unwritable(source)),
+        }
+    }
+
     /// Puts a symlink here.
     ///
     /// # Errors
@@ -218,12 +249,7 @@ impl Place {
 
     fn put(&self, fresh: &Path, written: Result<(), Error>, expected: &State) -> Result<(), Error> {
         let put = written.and_then(|()| {
-            // As late as can be: between here and the rename nobody else can be kept out.
-            if !self.state()?.is_like(expected) {
-                return Err(Error::Changed {
-                    path: self.path.clone(),
-                });
-            }
+            self.check(expected)?;
             fs::rename(fresh, self.at())
                 .and_then(|()| self.sync())
                 .map_err(|source| self.unwritable(source))
@@ -233,6 +259,16 @@ impl Place {
             let _ = fs::remove_file(fresh);
         }
         put
+    }
+
+    /// As late as can be: between here and the rename nobody else can be kept out.
+    fn check(&self, expected: &State) -> Result<(), Error> {
+        if self.state()?.is_like(expected) {
+            return Ok(());
+        }
+        Err(Error::Changed {
+            path: self.path.clone(),
+        })
     }
 
     /// # Errors

@@ -1,9 +1,13 @@
 //! A distribution's own tool, run in this process's own root.
 
 use std::io::Read as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::Error;
 use super::layout::Distribution;
@@ -38,6 +42,7 @@ fn bounded(program: &str, arguments: &[&str], limit: Duration) -> Result<(), Err
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     let mut errors = child.stderr.take();
@@ -55,8 +60,8 @@ fn bounded(program: &str, arguments: &[&str], limit: Duration) -> Result<(), Err
         match child.try_wait().map_err(|error| failed(error.to_string()))? {
             Some(status) => break status,
             None if began.elapsed() > limit => {
-                // It may end by itself in between; then there is nobody to end.
-                let _ = child.kill();
+                // With what it started. It may end by itself in between; then there is nobody to end.
+                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
                 let _ = child.wait();
                 return Err(failed(format!("it did not end within {} s", limit.as_secs())));
             }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::journal::{self, Change, Journal, What};
 use super::place::{Place, State};
 use super::root::Root;
-use super::{Anchors, Error, Unreached, bundle, copies, keystore, layout, packages, tool};
+use super::{Anchor, Anchors, Error, Unreached, bundle, copies, keystore, layout, packages, tool};
 
 /// What was put back.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -55,6 +55,7 @@ pub(super) fn undo(root: &Root, journal: Journal<'_>, step: &dyn Fn()) -> Result
     if let Some(error) = failed {
         return Err(Error::Undo { source: error.into() });
     }
+    undo.links()?;
     undo.as_the_distribution_has_it()?;
     step();
     undo.journal.forget()?;
@@ -116,7 +117,7 @@ impl Undo<'_> {
                     Some(State::File { kept: after, .. }) => rights(after) == rights(kept),
                     _ => true,
                 };
-                place.replace(&old, if same { before } else { kept }, same, &now)?;
+                place.restore(&old, if same { before } else { kept }, same, &now)?;
             }
             (_, State::File { .. }) => return self.take_out(change, &place, &now, &bytes),
             // Others have removed it, or put something else there.
@@ -153,6 +154,33 @@ impl Undo<'_> {
             return Ok(());
         }
         self.done.taken_out.push(path());
+        Ok(())
+    }
+
+    /// Links to ours that a tool made, or gave another number, while nobody looked.
+    fn links(&self) -> Result<(), Error> {
+        if self.journal.is_empty() {
+            return Ok(());
+        }
+        let anchors = Anchors::from_pem(&self.journal.record.anchors)?;
+        for path in layout::DIRECTORIES {
+            let Some(found) = self
+                .root
+                .find(Path::new(path))?
+                .filter(|found| found.metadata.is_dir())
+            else {
+                continue;
+            };
+            for entry in found.entries()? {
+                let target = entry.link.unwrap_or_default();
+                let to_ours = |anchor: &Anchor| target.to_string_lossy().contains(&anchor.name());
+                if anchors.iter().any(to_ours)
+                    && let Some(place) = self.root.place(&found.path.join(&entry.name))?
+                {
+                    place.remove()?;
+                }
+            }
+        }
         Ok(())
     }
 
