@@ -145,12 +145,7 @@ impl Matrix<'_> {
                 served.push(subject.served(self.world, &line));
                 let finished = client.end();
                 // An unmodified client's streams are its own.
-                assert_eq!(
-                    finished.stderr.contains("Picked up"),
-                    false,
-                    "{}",
-                    finished.stderr
-                );
+                assert!(!finished.stderr.contains("Picked up"), "{}", finished.stderr);
             }
         }
         served
