@@ -1,5 +1,7 @@
 //! The anchors in the stores of a root file system itself, for as long as it lasts, and taking them out again.
 
+mod links;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -7,7 +9,7 @@ use serde::Serialize;
 
 use super::anchors::to_pem;
 use super::journal::{self, Change, Journal, What};
-use super::layout::{self, BUNDLES, DIRECTORIES, Distribution, SYSTEM_KEYSTORES};
+use super::layout::{self, BUNDLES, Distribution, SYSTEM_KEYSTORES};
 use super::place::{Attributes, State};
 use super::root::Root;
 use super::search::Search;
@@ -78,6 +80,9 @@ fn error_with(first: &Error, undo: Error) -> Error {
     tracing::error!("{first}");
     undo
 }
+
+/// Where a store is, what is there, its contents, and what they are to be.
+type Planned = (PathBuf, State, Vec<u8>, Vec<u8>);
 
 struct Work<'a> {
     root: &'a Root,
@@ -217,7 +222,7 @@ impl Work<'_> {
     }
 
     /// Where the store is, what is there, and what is to be there; None when there is none, or it was seen already.
-    fn read(&mut self, path: &Path, form: Form) -> Result<Option<(PathBuf, State, Vec<u8>, Vec<u8>)>, Error> {
+    fn read(&mut self, path: &Path, form: Form) -> Result<Option<Planned>, Error> {
         let Some(found) = self.root.find(path)? else {
             return match self.root.is_link(path) {
                 true => Err(Error::Dangling {
@@ -242,63 +247,6 @@ impl Work<'_> {
         }
         let merged = merged(&found.path, &bytes, self.anchors, form)?;
         Ok(Some((found.path, before, bytes, merged)))
-    }
-
-    /// Hash links, and the certificates that they lead to, in directories that have such.
-    fn links(&mut self, distribution: Option<&Distribution>) -> Result<(), Error> {
-        let mut seen = BTreeSet::new();
-        for path in DIRECTORIES {
-            let Some(found) = self
-                .root
-                .find(Path::new(path))?
-                .filter(|found| found.metadata.is_dir())
-            else {
-                continue;
-            };
-            if !seen.insert(found.path.clone()) {
-                continue;
-            }
-            let links = distribution.and_then(|distribution| Some((distribution, distribution.links?)));
-            let links = links.filter(|(_, (directory, _))| found.path == Path::new(directory));
-            let entries = match found.entries() {
-                Ok(entries) => entries,
-                Err(error) => {
-                    self.done.unreached.push(copies::unreached(&error));
-                    continue;
-                }
-            };
-            let hashed = entries
-                .iter()
-                .any(|entry| entry.name.to_str().is_some_and(layout::is_hashed));
-            if links.is_none() && !hashed {
-                continue;
-            }
-            for anchor in self.anchors.iter() {
-                let prefix = links.map_or("", |(_, (_, prefix))| prefix);
-                let name = format!("{prefix}{}.pem", anchor.name());
-                match links {
-                    Some((distribution, _)) => {
-                        let target = anchor_file(distribution, &anchor.name());
-                        self.make_link(&found.path.join(&name), &target)?;
-                    }
-                    None => self.make(&found.path.join(&name), anchor.pem().as_bytes())?,
-                }
-                let hash = anchor.subject_hash();
-                // The tool may have made it, or we before.
-                let made = entries
-                    .iter()
-                    .find(|entry| entry.link.as_deref() == Some(Path::new(&name)));
-                let free = match made {
-                    Some(entry) => found.path.join(&entry.name),
-                    None => (0..)
-                        .map(|n| found.path.join(format!("{hash}.{n}")))
-                        .find(|path| !self.root.exists(path) && !self.root.is_link(path))
-                        .expect("the directory is finite"),
-                };
-                self.make_link(&free, Path::new(&name))?;
-            }
-        }
-        Ok(())
     }
 
     /// For a root without any bundle: Mozilla's roots, and ours.
@@ -353,38 +301,6 @@ impl Work<'_> {
             return Ok(());
         }
         self.change(&place.path, What::Pem, before, &old, bytes)
-    }
-
-    fn make_link(&mut self, path: &Path, target: &Path) -> Result<(), Error> {
-        let place = self
-            .root
-            .place(path)?
-            .ok_or_else(|| Error::NoPlace { path: path.into() })?;
-        let before = place.state()?;
-        let after = State::Link {
-            target: target.to_owned(),
-        };
-        if self.journal.has(&place.path) {
-            return Ok(());
-        }
-        // Also when the tool made it: it goes with us.
-        let there = before == after;
-        let change = Change {
-            path: place.path.clone(),
-            what: What::Link,
-            before: if there { State::Absent } else { before.clone() },
-            after: Some(after),
-            kept: None,
-        };
-        (self.step)();
-        self.journal.add(change, &[])?;
-        if !there {
-            (self.step)();
-            place.clear()?;
-            place.link(target, &before)?;
-        }
-        self.done.changed.push(place.path);
-        Ok(())
     }
 
     fn change(

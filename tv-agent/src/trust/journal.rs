@@ -190,7 +190,7 @@ impl<'a> Journal<'a> {
         let mut made = self.record.made.clone();
         if self.is_empty() {
             // Whoever began ended between making them and saying so.
-            made.extend(DIRECTORIES.map(PathBuf::from));
+            made.push(DIRECTORY.into());
         }
         made.sort();
         made.dedup();

@@ -46,10 +46,10 @@ pub(super) fn undo(root: &Root, journal: Journal<'_>, step: &dyn Fn()) -> Result
     };
     let mut failed = None;
     for change in undo.journal.record.changes.clone().iter().rev() {
-        if let Err(error) = undo.one(change) {
-            if let Some(earlier) = failed.replace(error) {
-                tracing::error!("{earlier}");
-            }
+        if let Err(error) = undo.one(change)
+            && let Some(earlier) = failed.replace(error)
+        {
+            tracing::error!("{earlier}");
         }
     }
     if let Some(error) = failed {

@@ -69,6 +69,7 @@ impl Fake {
 
     fn debian() -> Self {
         let fake = Self::new();
+        fake.directory("var/lib/tv-agent");
         fake.put("etc/ssl/certs/ca-certificates.crt", pem("Own"));
         fake.put("usr/share/ca-certificates/own.crt", pem("Own"));
         fake.link("/usr/share/ca-certificates/own.crt", "etc/ssl/certs/own.pem");
@@ -419,7 +420,7 @@ fn two_at_once_and_a_package_manager_at_work_are_told() {
     fake.put("var/lib/pacman/db.lck", "");
     assert!(matches!(fake.install(&anchors), Err(Error::Packages { .. })));
     assert!(matches!(uninstall(&fake.root()), Err(Error::Packages { .. })));
-    fs::remove_dir_all(fake.path("var")).unwrap();
+    fs::remove_dir_all(fake.path("var/lib/pacman")).unwrap();
     assert_eq!(fake.tree(), before);
 }
 
