@@ -17,15 +17,24 @@ const MARKER: &str = ".installed";
 /// # Errors
 /// A sentence that says what is missing, with what npm said.
 pub fn install() -> Result<PathBuf, String> {
+    install_from("js", "js")
+}
+
+/// As [`install`], for the scripts and packages of the directory `source` of this package; `name` is that of the
+/// directory among the tools.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_from(source: &str, name: &str) -> Result<PathBuf, String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("js");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
     let lock = fs::read_to_string(source.join("package-lock.json")).map_err(|e| e.to_string())?;
     let target = crate::tools::target_directory()?.join("tools");
-    let directory = target.join("js");
+    let directory = target.join(name);
     if fs::read_to_string(directory.join(MARKER)).ok().as_ref() != Some(&lock) {
         // Beside its place, and renamed when complete: another process may install at the same time.
-        let fresh = target.join(format!("js-{}", std::process::id()));
+        let fresh = target.join(format!("{name}-{}", std::process::id()));
         let installed = npm(&source, &fresh, &lock).and_then(|()| {
             let _ = fs::remove_dir_all(&directory);
             fs::rename(&fresh, &directory).map_err(|e| e.to_string())
@@ -69,7 +78,8 @@ fn npm(source: &Path, fresh: &Path, lock: &str) -> Result<(), String> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(format!(
-            "{INSTALL}, in a directory with the files of tests/js, failed: {said}"
+            "{INSTALL}, in a directory with the files of {}, failed: {said}",
+            source.display()
         ));
     }
     fs::write(fresh.join(MARKER), lock).map_err(|e| e.to_string())

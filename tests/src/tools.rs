@@ -13,6 +13,13 @@ pub const PYTHON_PACKAGES: [&str; 3] = ["grpcio>=1.60,<2", "requests>=2.31,<3", 
 
 /// What lints certificates: RFC 5280 by pkilint, a path validator that is stricter than TLS clients by cryptography.
 const LINTERS: [&str; 2] = ["pkilint>=0.13,<0.14", "cryptography>=45"];
+/// What the trust layer's clients import.
+pub const ENVIRONMENT_PACKAGES: [&str; 4] = [
+    "grpcio>=1.60,<2",
+    "requests>=2.31,<3",
+    "httpx>=0.27,<1",
+    "aiohttp>=3.9,<4",
+];
 
 /// Written last: a directory that has it is complete. Holds what was asked for, and of which Python.
 const MARKER: &str = ".installed";
@@ -58,6 +65,56 @@ fn install(name: &str, packages: &[&str]) -> Result<PathBuf, String> {
     installed.map(|()| directory)
 }
 
+/// A virtual environment of Debian's Python (else the one on PATH) with [`ENVIRONMENT_PACKAGES`] and a pip of its own;
+/// installed unless it is there.
+///
+/// # Errors
+/// A sentence that says what is missing, with what Python or pip said.
+pub fn install_python_environment() -> Result<PathBuf, String> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let debian = "/usr/bin/python3";
+    let base = if Path::new(debian).exists() {
+        debian
+    } else {
+        "python3"
+    };
+    let directory = target_directory()?.join("tools/python-trust");
+    let wanted = format!(
+        "{}{}\n",
+        run_with(base, &["--version"])?,
+        ENVIRONMENT_PACKAGES.join(" ")
+    );
+    if fs::read_to_string(directory.join(MARKER)).is_ok_and(|marker| marker == wanted) {
+        return Ok(directory);
+    }
+    // In its place at once: it does not move. Half of one has no marker.
+    let place = directory.display().to_string();
+    run_with(base, &["-m", "venv", "--clear", &place]).map_err(|error| {
+        format!("{error}; install Python's venv: apt-get install -y python3-venv   (or: cargo xtask setup)")
+    })?;
+    let options = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ];
+    let own = directory.join("bin/python").display().to_string();
+    run_with(
+        &own,
+        &[
+            &options[..],
+            &["--only-binary", ":all:"],
+            &ENVIRONMENT_PACKAGES[..],
+        ]
+        .concat(),
+    )?;
+    fs::write(directory.join(MARKER), wanted).map_err(|error| format!("{place}: {error}"))?;
+    Ok(directory)
+}
+
 fn pip(fresh: &Path, packages: &[&str], wanted: &str) -> Result<(), String> {
     let target = fresh.display().to_string();
     let options = [
@@ -91,16 +148,20 @@ fn put(fresh: &Path, directory: &Path, wanted: &str) -> Result<(), String> {
 
 /// What python3 prints when it is run so.
 fn run(arguments: &[&str]) -> Result<String, String> {
-    let ran = Command::new("python3").args(arguments).output();
+    run_with("python3", arguments)
+}
+
+fn run_with(python: &str, arguments: &[&str]) -> Result<String, String> {
+    let ran = Command::new(python).args(arguments).output();
     let output =
-        ran.map_err(|error| format!("python3 cannot be run ({error}); install python3 and its pip"))?;
+        ran.map_err(|error| format!("{python} cannot be run ({error}); install python3 and its pip"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     Err(format!(
-        "python3 {}: {}",
+        "{python} {}: {}",
         arguments.join(" "),
         last.unwrap_or("failed without a word")
     ))

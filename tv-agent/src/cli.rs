@@ -299,6 +299,8 @@ pub enum TrustCommand {
     Install(TrustInstallArgs),
     /// Takes out what `trust install` has put in; what others changed since stays.
     Uninstall(TrustInstallArgs),
+    /// The environment of a process that is to trust the CA: what runtimes with roots of their own read.
+    Env(TrustEnvArgs),
     /// What the running daemon believes of each enrolled process, and what to do.
     List(ControlArgs),
 }
@@ -311,6 +313,31 @@ pub struct TrustInstallArgs {
     /// The root file system: this machine's own, or an unpacked one, in which nothing is run.
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args)]
+pub struct TrustEnvArgs {
+    /// The process's root file system.
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+    /// Public roots and the CA, as the process names the file, for variables that replace a runtime's roots
+    /// [default: the system's bundle below the root].
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
+    pub bundle: Option<PathBuf>,
+    /// The CA alone, as the process names the file, for variables that add to a runtime's roots [default: the bundle].
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
+    pub ca_file: Option<PathBuf>,
+    /// Write copies of the bundle and of what this environment's variables name into this new directory, the CA added.
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+    /// Directory of the CA. Without --into: the bundle is looked through for it.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Lines for a shell: eval "$(tv-agent trust env --export)".
+    #[arg(long, conflicts_with = "output")]
+    pub export: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -6,8 +6,9 @@
 
 mod anchors;
 pub mod bundle;
+mod caller;
 mod copies;
-mod env;
+pub mod env;
 mod hash;
 mod install;
 mod journal;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 pub use anchors::{Anchor, Anchors};
+pub use caller::extra;
 use copies::Made;
 pub use copies::{Copies, Extra, copies};
 pub use install::{Installed, install, is_installed};
@@ -53,6 +55,53 @@ pub struct Trust {
     pub mounts: Vec<Mount>,
     /// Stores of runtimes that did not take the CA.
     pub unreached: Vec<Unreached>,
+}
+
+impl Trust {
+    /// The copy of the key store that the system keeps for all its Java runtimes.
+    pub fn keystore(&self) -> Option<PathBuf> {
+        layout::SYSTEM_KEYSTORES.iter().find_map(|path| {
+            let mount = self
+                .mounts
+                .iter()
+                .find(|mount| Path::new(path).starts_with(&mount.target))?;
+            let below = Path::new(path).strip_prefix(&mount.target).ok()?;
+            let copy = if below.as_os_str().is_empty() {
+                mount.source.clone()
+            } else {
+                mount.source.join(below)
+            };
+            copy.is_file().then_some(copy)
+        })
+    }
+}
+
+/// The bundle that most programs of `root` read, as they name it; None when there is none.
+///
+/// # Errors
+/// When something on the way to it cannot be read.
+pub fn system_bundle(root: &Root) -> Result<Option<PathBuf>, Error> {
+    for path in layout::BUNDLES {
+        if let Some(found) = root.find(Path::new(path))?
+            && found.metadata.is_file()
+        {
+            return Ok(Some(path.into()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether the PEM file `path` of `root` has every one of `anchors`.
+///
+/// # Errors
+/// When there is none, or it is larger than [`limits::TRUST_FILE_BYTES`].
+pub fn holds(root: &Root, path: &Path, anchors: &Anchors) -> Result<bool, Error> {
+    let found = root.find(path)?.ok_or_else(|| Error::Read {
+        path: path.to_owned(),
+        source: io::ErrorKind::NotFound.into(),
+    })?;
+    let bytes = found.read()?;
+    Ok(anchors.iter().all(|anchor| bundle::holds(&bytes, anchor)))
 }
 
 /// A read-only bind mount. Both paths are absolute and free of symlinks.
@@ -149,7 +198,7 @@ impl Error {
 
 /// Builds the copies in `dir`, which must not exist yet, and says what to mount and set.
 ///
-/// `environment` is the caller's environment. The directories above `dir` must let the command's user pass, or the
+/// `environment` is the caller's environment, `extra` what [`extra`] found by it. The directories above `dir` must let the command's user pass, or the
 /// variables lead nowhere.
 ///
 /// # Errors
@@ -160,13 +209,14 @@ pub fn prepare(
     anchors: &Anchors,
     environment: &dyn Fn(&str) -> Option<OsString>,
     root: &Root,
+    extra: &Extra,
 ) -> Result<Trust, Error> {
     make_directory(dir)?;
     let mut store = Store::open(dir, root, anchors)?;
     let mut made = Made::default();
     made.system(&mut store)?;
     made.strict()?;
-    made.brought_along(&mut store, &Extra::default())?;
+    made.brought_along(&mut store, extra)?;
     let lenient = std::mem::take(&mut made.failed);
     made.directories(&mut store)?;
     made.strict()?;

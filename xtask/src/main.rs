@@ -48,7 +48,7 @@ const COMMANDS: &[Command] = &[
     ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",
-        "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel, e2e and kernels (6.1 in qemu)",
+        "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel, e2e, trust and kernels (6.1 in qemu)",
         test::run,
     ),
     (

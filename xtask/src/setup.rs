@@ -8,15 +8,32 @@ use crate::{Failed, Outcome, kernels, process, target};
 
 const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "libllvm22", "iproute2"];
 
-/// What the tests compile and run: a program, how to ask for its version, and its packages.
-const CLIENTS: [(&str, &str, &[&str]); 6] = [
-    ("gcc", "--version", &["gcc", "libc6-dev"]),
-    ("javac", "-version", &["default-jdk-headless"]),
-    ("node", "--version", &["nodejs"]),
-    ("npm", "--version", &["npm"]),
-    ("python3", "--version", &["python3"]),
-    ("debootstrap", "--version", &["debootstrap"]),
+/// What the tests compile and run: a program, how to ask whether it is whole, and its packages.
+const CLIENTS: [Client; 5] = [
+    ("gcc", &["--version"], &["gcc", "libc6-dev"]),
+    ("javac", &["-version"], &["default-jdk-headless"]),
+    ("node", &["--version"], &["nodejs"]),
+    ("npm", &["--version"], &["npm"]),
+    ("python3", &["--version"], &["python3"]),
 ];
+
+/// As above, for the trust layer.
+const RUNTIMES: [Client; 11] = [
+    ("debootstrap", &["--version"], &["debootstrap"]),
+    ("curl", &["--version"], &["curl"]),
+    ("wget", &["--version"], &["wget"]),
+    ("git", &["--version"], &["git"]),
+    ("gh", &["--version"], &["gh"]),
+    ("openssl", &["version"], &["openssl"]),
+    ("gnutls-cli", &["--version"], &["gnutls-bin"]),
+    ("ruby", &["--version"], &["ruby"]),
+    ("php", &["-r", "curl_version();"], &["php-cli", "php-curl"]),
+    ("go", &["version"], &["golang-go"]),
+    // Debian's has the module only with this package.
+    ("python3", &["-c", "import ensurepip"], &["python3-venv"]),
+];
+
+type Client = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 pub fn run(arguments: &[String]) -> Outcome {
     if let Some(unknown) = arguments.first() {
@@ -34,21 +51,26 @@ pub fn run(arguments: &[String]) -> Outcome {
         }
         Err(missing) => install(&target, &missing)?,
     }
-    if !has("ip", "-V") {
+    if !has("ip", &["-V"]) {
         packages(&PACKAGES, &rustup())?;
     }
     if !kernels::has_tools() {
         packages(&kernels::PACKAGES, "")?;
     }
-    let missing = CLIENTS
-        .iter()
-        .filter(|(program, argument, _)| !has(program, argument));
-    let missing: Vec<&str> = missing.flat_map(|(.., packages)| *packages).copied().collect();
-    if !missing.is_empty() {
-        packages(&missing, "")?;
-    }
+    clients()?;
     eprintln!("nothing is missing");
     Ok(())
+}
+
+/// Installs the programs that the tests run.
+pub fn clients() -> Outcome {
+    let missing = CLIENTS.iter().chain(&RUNTIMES);
+    let missing = missing.filter(|(program, arguments, _)| !has(program, arguments));
+    let missing: Vec<&str> = missing.flat_map(|(.., packages)| *packages).copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    packages(&missing, "")
 }
 
 /// Installs what is missing, and looks again.
@@ -100,8 +122,8 @@ pub fn packages(names: &[&str], otherwise: &str) -> Outcome {
     ))
 }
 
-fn has(program: &str, argument: &str) -> bool {
-    process::output(Command::new(program).arg(argument)).is_some()
+fn has(program: &str, arguments: &[&str]) -> bool {
+    process::output(Command::new(program).args(arguments)).is_some()
 }
 
 fn announce(command: &mut Command) -> &mut Command {

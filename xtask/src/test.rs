@@ -1,10 +1,10 @@
-//! `cargo xtask test`: host tests, flow tests, kernel tests and e2e tests, in this order, and the kernel tests once more
+//! `cargo xtask test`: host, flow, kernel, e2e and trust tests, in this order, and the kernel tests once more
 //! on an older kernel.
 
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, build, kernels, process, root, target};
+use crate::{Failed, Outcome, build, kernels, process, root, setup, target};
 
 /// A layer's name, what it is, and which tests of the workspace belong to it.
 type Layer = (&'static str, &'static str, &'static [&'static str]);
@@ -36,11 +36,14 @@ const LAYERS: &[Layer] = &[
         &["-p", "tv-tests", "--test", "e2e"],
     ),
     (
-        "trust",
-        "the CA in the stores of real systems; needs root",
+        TRUST,
+        "the CA in the stores of real systems, and every runtime; needs root",
         &["-p", "tv-tests", "--test", "trust"],
     ),
 ];
+
+/// The layer that needs many other people's programs.
+const TRUST: &str = "trust";
 
 /// The layer that is no cargo test of this machine, and goes last.
 const OTHER_KERNELS: (&str, &str) = ("kernels", "the kernel tests on Linux 6.1, in qemu");
@@ -82,6 +85,12 @@ fn layers(arguments: &[String]) -> Outcome {
     for (name, what, tests) in LAYERS.iter().filter(|(name, ..)| wanted(name)) {
         eprintln!("\n== {name}: {what}");
         let began = Instant::now();
+        if *name == TRUST
+            && let Err(Failed(reason)) = setup::clients()
+        {
+            // The tests name each that is missing, and fail where CI is true.
+            eprintln!("{reason}");
+        }
         process::run(&mut cargo_test(tests))?;
         times.push(format!("{name} {:.0} s", began.elapsed().as_secs_f64()));
     }

@@ -84,11 +84,20 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     let cgroup = Cgroup::make(mount.join(redirect::exec_cgroup_name(&instance)))?;
 
     let environment = |name: &str| std::env::var_os(name);
+    let root = trust::Root::open(Path::new("/"))?;
+    let extra = trust::extra(&environment, &args.command, &root).unwrap_or_else(|error| {
+        tracing::warn!(
+            "exec: only the usual places are searched for stores: {}",
+            chain(&error)
+        );
+        trust::Extra::default()
+    });
     let trust = trust::prepare(
         &directory.0.join("trust"),
         &trust::Anchors::from_pem(&authority.anchors_pem())?,
         &environment,
-        &trust::Root::open(Path::new("/"))?,
+        &root,
+        &extra,
     )?;
     for trust::Unreached { path, why } in &trust.unreached {
         tracing::debug!("exec: {} does not get the CA: {why}", path.display());

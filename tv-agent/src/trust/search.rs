@@ -33,7 +33,11 @@ impl<'a> Search<'a> {
         self.below(&JAVA_HOMES, &JAVA_STORES)
     }
 
-    fn below(&mut self, patterns: &[&str], names: &[&str]) -> Result<Vec<PathBuf>, Error> {
+    /// What of `names` there is in the directories that fit `patterns`.
+    ///
+    /// # Errors
+    /// [`Error::TooMuchToSearch`].
+    pub(super) fn below(&mut self, patterns: &[&str], names: &[&str]) -> Result<Vec<PathBuf>, Error> {
         let mut found = Vec::new();
         for pattern in patterns {
             for directory in self.expanded(pattern)? {

@@ -48,7 +48,7 @@ impl Fake {
     fn prepare(&self) -> Result<Trust, Error> {
         let out = self.temp.path().join("out");
         let get = |name: &str| self.env.get(name).cloned();
-        prepare(&out, &self.anchors(), &get, &self.root())
+        prepare(&out, &self.anchors(), &get, &self.root(), &Extra::default())
     }
 
     fn anchors(&self) -> Anchors {
@@ -296,6 +296,7 @@ fn openssl_trusts_the_copies_of_this_system_and_still_what_it_trusted() {
         &Anchors::from_pem(ca.root_pem()).unwrap(),
         &|_| None,
         &Root::open(Path::new("/")).unwrap(),
+        &Extra::default(),
     )
     .unwrap();
     let dir = target(&trust, "/etc/ssl/certs").to_str().unwrap().to_owned();

@@ -16,6 +16,7 @@ pub(super) enum Endpoint {
     GitHubUser,
     GitHubRepos,
     Git,
+    PythonIndex,
     GoogleUserInfo,
     GoogleCalendars,
     GoogleFiles,
@@ -27,6 +28,8 @@ pub(super) fn find(site: Site, method: &Method, path: &str) -> Option<Endpoint> 
         (Site::GitHub, "GET", "/user") => Endpoint::GitHubUser,
         (Site::GitHub, "GET", "/user/repos") => Endpoint::GitHubRepos,
         (Site::GitHub, "GET" | "POST", path) if path.starts_with(git::PREFIX) => Endpoint::Git,
+        // No provider has one there; pip's way of speaking is what counts.
+        (Site::GitHub, "GET", "/simple/tv-demo/") => Endpoint::PythonIndex,
         (Site::Google, "GET", "/oauth2/v3/userinfo") => Endpoint::GoogleUserInfo,
         (Site::Google, "GET", "/calendar/v3/users/me/calendarList") => Endpoint::GoogleCalendars,
         (Site::Google, "GET", "/drive/v3/files") => Endpoint::GoogleFiles,
@@ -39,7 +42,7 @@ pub(super) async fn answer(state: &State, endpoint: Endpoint, request: Request<R
     let schemes: &[&str] = match endpoint {
         // GitHub takes both over its API, and only Basic over git.
         Endpoint::GitHubUser | Endpoint::GitHubRepos => &["bearer", "token"],
-        Endpoint::Git => &["basic"],
+        Endpoint::Git | Endpoint::PythonIndex => &["basic"],
         _ => &["bearer"],
     };
     let Some(account) = account(state, request.headers(), schemes) else {
@@ -58,6 +61,12 @@ pub(super) async fn answer(state: &State, endpoint: Endpoint, request: Request<R
     };
     match endpoint {
         Endpoint::GitHubUser => reply_json(200, &json!({ "login": account, "id": 1, "type": "User" })),
+        // PEP 503.
+        Endpoint::PythonIndex => reply(
+            200,
+            "text/html",
+            "<a href=\"tv_demo-1.0-py3-none-any.whl\">tv_demo-1.0-py3-none-any.whl</a>\n".to_owned(),
+        ),
         Endpoint::GitHubRepos => reply_json(200, &json!([{ "full_name": "acme/demo", "private": true }])),
         Endpoint::GoogleUserInfo => reply_json(
             200,
@@ -102,7 +111,7 @@ pub(super) fn account(state: &State, headers: &HeaderMap, schemes: &[&str]) -> O
 
 fn refuse(endpoint: Endpoint) -> Response<Body> {
     let (body, challenge): (Value, &'static str) = match endpoint {
-        Endpoint::Git => {
+        Endpoint::Git | Endpoint::PythonIndex => {
             let mut response = reply(401, "text/plain", "Bad credentials\n".to_owned());
             challenge(&mut response, "Basic realm=\"GitHub\"");
             return response;

@@ -3,22 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use super::super::{chain, print};
-use crate::ca;
+use super::{NoAnchors, anchors};
 use crate::cli::{TrustInstallArgs, exit};
-use crate::trust::{self, Anchors, Extra, Installed, Removed, Root, Unreached};
+use crate::trust::{self, Extra, Installed, Removed, Root, Unreached};
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Ca(#[from] ca::Error),
-    #[error("{} cannot be installed", .path.display())]
-    Certificate { path: PathBuf, source: trust::Error },
+    Anchors(#[from] NoAnchors),
     #[error(transparent)]
     Trust(#[from] trust::Error),
 }
 
 pub(super) fn install(args: &TrustInstallArgs) -> u8 {
-    let installed = anchors(&args.ca_dir).and_then(|anchors| {
+    let installed = anchors(&args.ca_dir).map_err(Error::from).and_then(|anchors| {
         let root = Root::open(&args.root)?;
         Ok(trust::install(&root, &anchors, &Extra::default())?)
     });
@@ -49,15 +47,6 @@ pub(super) fn uninstall(args: &TrustInstallArgs) -> u8 {
 fn failed(error: &Error) -> u8 {
     tracing::error!("{}", chain(error));
     exit::FAILED
-}
-
-/// Certificates alone: no key has to lie there.
-fn anchors(dir: &Path) -> Result<Anchors, Error> {
-    let pem = ca::anchors(dir)?;
-    Anchors::from_pem(&pem).map_err(|source| Error::Certificate {
-        path: dir.to_owned(),
-        source,
-    })
 }
 
 fn told(root: &Path, installed: &Installed) -> String {

@@ -1,0 +1,177 @@
+//! A mount namespace with an enrolled process in it, as a container has one, and clients that run inside.
+
+use std::collections::BTreeMap;
+use std::io::{PipeWriter, Write as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::unistd::Pid;
+use serde_json::Value;
+use tv_agent::trust::{self, Anchors, Extra, Root};
+use tv_tests::cgroup::TestCgroup;
+use tv_tests::process::{self, Finished, Running};
+use tv_tests::world::World;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// Held by a process in an enrolled cgroup; gone with the value.
+pub struct Container {
+    cgroup: PathBuf,
+    holder: Running,
+}
+
+impl Container {
+    /// With this machine's files, writable or read-only save for /run.
+    pub fn start(cgroup: &TestCgroup, read_only: bool) -> Self {
+        let prepared = if read_only {
+            "mount -o remount,bind,ro / && ! touch /tmp/tv-read-only 2>/dev/null && exec sleep 600"
+        } else {
+            "exec sleep 600"
+        };
+        let mut holder = cgroup.command("unshare");
+        holder.args(["--mount", "--", "sh", "-c", prepared]);
+        let mut container = Self {
+            cgroup: cgroup.path().to_owned(),
+            holder: process::start(holder.stdin(Stdio::null())).unwrap(),
+        };
+        let until = Instant::now() + LIMIT;
+        while program(container.pid()).as_deref() != Some("sleep") {
+            let over = container.holder.ended().is_some() || Instant::now() >= until;
+            assert!(!over, "{:?}", container.holder.end());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        container
+    }
+
+    fn pid(&self) -> Pid {
+        self.holder.pid()
+    }
+
+    /// A command in its mount namespace and in its cgroup, without any environment.
+    pub fn command(&self, words: &[String]) -> Command {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", r#"echo $$ >"$0/cgroup.procs" && exec nsenter "$@""#])
+            .arg(&self.cgroup)
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.pid()))
+            .arg("--")
+            .args(words)
+            .env_clear();
+        command
+    }
+
+    /// Waits until the daemon has put the CA into its stores and says so of `processes` too; gives what it then foretells
+    /// of each: whether it needs a restart. For a daemon that does not install by itself the same copies are mounted here,
+    /// with `extra` being what its processes use besides; nothing is foretold then.
+    pub fn install(&self, world: &World, processes: &[Pid], extra: &Extra) -> Option<BTreeMap<Pid, bool>> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let Some(states) = states(world) else {
+                self.mount(world, extra);
+                return None;
+            };
+            let settled = |pid: &Pid| states.get(pid).is_some_and(|state| state != "unknown");
+            if processes.iter().chain([&self.pid()]).all(settled) {
+                let foretold = |(pid, state): (Pid, String)| (pid, state == "needs_restart");
+                return Some(states.into_iter().map(foretold).collect());
+            }
+            assert!(Instant::now() < until, "the CA does not arrive: {states:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn mount(&self, world: &World, extra: &Extra) {
+        let directory = world.dir().join(format!("trust-{}", self.pid()));
+        let anchors = std::fs::read_to_string(world.agent_root()).unwrap();
+        let anchors = Anchors::from_pem(&anchors).unwrap();
+        let root = Root::of_process(self.pid().as_raw().cast_unsigned()).unwrap();
+        for mount in trust::copies(&directory, &anchors, &root, extra).unwrap().mounts {
+            let mut nsenter = Command::new("nsenter");
+            nsenter.arg(format!("--mount=/proc/{}/ns/mnt", self.pid()));
+            nsenter
+                .args(["mount", "-o", "bind,ro"])
+                .args([&mount.source, &mount.target]);
+            process::run(&mut nsenter, LIMIT).unwrap().expect_success();
+        }
+    }
+}
+
+/// What the daemon believes of each process; None from one without `trust list`.
+fn states(world: &World) -> Option<BTreeMap<Pid, String>> {
+    let socket = world.dir().join("trust.sock").display().to_string();
+    let listed = world.tv_agent(&["trust", "list", "--socket", &socket, "-o", "json"]);
+    let listed = listed.unwrap();
+    // The command line is not understood.
+    if listed.code() == 2 {
+        return None;
+    }
+    let rows: Vec<Value> = serde_json::from_str(listed.expect_success()).unwrap();
+    let state = |row: &Value| {
+        let pid = i32::try_from(row["pid"].as_i64()?).ok()?;
+        Some((Pid::from_raw(pid), row["state"].as_str()?.to_owned()))
+    };
+    Some(rows.iter().filter_map(state).collect())
+}
+
+fn program(pid: Pid) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(text.trim().to_owned())
+}
+
+/// A client that makes a request for each line that it is given, and says in a line how it went.
+pub struct Client {
+    running: Running,
+    input: Option<PipeWriter>,
+    heard: usize,
+}
+
+impl Client {
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(command: &mut Command) -> Self {
+        let (reader, writer) = std::io::pipe().unwrap();
+        Self {
+            running: process::start(command.stdin(reader)).unwrap().sweeping(),
+            input: Some(writer),
+            heard: 0,
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.running.pid()
+    }
+
+    pub fn ask(&mut self) {
+        self.input
+            .as_mut()
+            .expect("open until the end")
+            .write_all(b"go\n")
+            .unwrap();
+    }
+
+    /// What it says next.
+    pub fn answer(&mut self) -> String {
+        let until = Instant::now() + LIMIT;
+        loop {
+            let said = self.running.said();
+            if let Some(line) = said
+                .split_inclusive('\n')
+                .nth(self.heard)
+                .filter(|line| line.ends_with('\n'))
+            {
+                self.heard += 1;
+                return line.trim().to_owned();
+            }
+            let over = self.running.ended().is_some() || Instant::now() >= until;
+            assert!(!over, "no answer: {:?}", self.running.end());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Its input ends, and so does it.
+    pub fn end(mut self) -> Finished {
+        self.input = None;
+        self.running.finish(LIMIT).unwrap()
+    }
+}
