@@ -16,3 +16,4 @@ mod pods;
 mod soak;
 mod support;
 mod takeover;
+mod trust_state;

@@ -19,6 +19,7 @@ mod secrets;
 mod signer;
 mod steps;
 mod storm;
+mod trust;
 mod tunnels;
 mod upgrades;
 mod vault;

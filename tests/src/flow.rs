@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
@@ -23,6 +24,7 @@ use tv_agent::config::Config;
 use tv_agent::dial::Unflagged;
 use tv_agent::metrics::Metrics;
 use tv_agent::redirect::{OriginLookup, Recorded};
+use tv_agent::trust::Ledger;
 use tv_agent::workload::Workloads;
 
 use crate::fakes::auth0::Auth0;
@@ -83,6 +85,8 @@ pub struct Flow {
     pub origin: Origin,
     pub metrics: Metrics,
     pub authority: Arc<Authority>,
+    /// Where nothing is installed until the test says so.
+    pub ledger: Ledger,
     pub pki: Pki,
     records: Arc<Records>,
     vault_timeout: u64,
@@ -126,6 +130,7 @@ impl Setup {
         let permitted = ["example.test", "github.com", "open.test", "later.test"].map(str::to_owned);
         let authority = Arc::new(Authority::ephemeral(&permitted).expect("a CA"));
         let (metrics, records) = (Metrics::new(), Arc::<Records>::default());
+        let ledger = Ledger::default();
         let wiring = Wiring {
             origins: records.clone(),
             own: Arc::new(Unflagged),
@@ -137,6 +142,7 @@ impl Setup {
             )),
             authority: authority.clone(),
             metrics: metrics.clone(),
+            ledger: ledger.clone(),
             listen_v4: LOOPBACK,
             listen_v6: None,
         };
@@ -154,6 +160,7 @@ impl Setup {
             origin,
             metrics,
             authority,
+            ledger,
             pki,
             records,
             vault_timeout: self.vault_timeout,
@@ -180,6 +187,8 @@ pub struct Dial<'a> {
     pub alpn: &'a [&'a str],
     pub origin: SocketAddr,
     pub cgroup: u64,
+    /// 1, which nobody is told to be, or the test's own.
+    pub process: u32,
 }
 
 impl Flow {
@@ -253,6 +262,7 @@ impl Flow {
             alpn,
             origin: self.origin.addrs()[0],
             cgroup: 7,
+            process: 1,
         }
     }
 
@@ -284,7 +294,7 @@ impl Flow {
         dial: Dial<'_>,
         root: &CertificateDer<'static>,
     ) -> io::Result<TlsStream> {
-        let stream = self.tcp(dial.origin, dial.cgroup).await;
+        let stream = self.tcp_of(dial).await;
         self.tls_on(stream, dial, root).await
     }
 
@@ -301,15 +311,28 @@ impl Flow {
     }
 
     /// A TCP connection as the kernel half would have redirected it.
-    pub async fn tcp(&self, origin: SocketAddr, cgroup_id: u64) -> TcpStream {
+    pub async fn tcp(&self, origin: SocketAddr, cgroup: u64) -> TcpStream {
+        let (host, alpn, process) = ("", &[][..], 1);
+        self.tcp_of(Dial {
+            host,
+            alpn,
+            origin,
+            cgroup,
+            process,
+        })
+        .await
+    }
+
+    /// As [`Flow::tcp`], by the process that `dial` names.
+    pub async fn tcp_of(&self, dial: Dial<'_>) -> TcpStream {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(LOOPBACK).expect("a port");
         let recorded = Recorded {
-            origin: OriginAddr(origin),
-            cgroup_id,
-            tgid: 1,
+            origin: OriginAddr(dial.origin),
+            cgroup_id: dial.cgroup,
+            tgid: dial.process,
             uid: 1000,
-            connected: Duration::ZERO,
+            connected: clock_gettime(ClockId::CLOCK_BOOTTIME).expect("a clock").into(),
         };
         let peer = socket.local_addr().expect("an address");
         lock(&self.records.0).insert(peer, recorded);
@@ -413,7 +436,7 @@ fn parse(document: &Value) -> Config {
     Config::parse(&document.to_string(), Path::new("flow.yaml"), &env).expect("a configuration")
 }
 
-fn client_config(root: &CertificateDer<'static>, alpn: &[&str]) -> Arc<ClientConfig> {
+pub fn client_config(root: &CertificateDer<'static>, alpn: &[&str]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(root.clone()).expect("a root");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

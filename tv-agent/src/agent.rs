@@ -28,6 +28,7 @@ use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens};
+use crate::trust::{self, Ledger, Processes};
 use crate::tunnel::Pipes;
 use crate::upstream::roots;
 use crate::workload::Workloads;
@@ -93,6 +94,8 @@ pub struct Wiring {
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
     pub metrics: Metrics,
+    /// What was put into which mount namespace.
+    pub ledger: Ledger,
     pub listen_v4: SocketAddr,
     /// None where the namespace has no IPv6 loopback.
     pub listen_v6: Option<SocketAddr>,
@@ -113,6 +116,7 @@ pub struct Agent {
     orders: mpsc::Sender<Order>,
     tokens: Tokens,
     flows: Flows,
+    processes: Processes,
     phase: watch::Sender<Phase>,
     drain: Duration,
     loops: Vec<JoinHandle<()>>,
@@ -144,6 +148,7 @@ impl Agent {
             workloads,
             authority,
             metrics,
+            ledger,
             listen_v4,
             listen_v6,
         } = wiring;
@@ -178,6 +183,13 @@ impl Agent {
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
         };
         let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
+        let issuing: Arc<str> = trust::fingerprint(authority.root_der()).into();
+        let processes = Processes::new(
+            ledger,
+            Arc::new(move || issuing.clone()),
+            flows.clone(),
+            metrics.clone(),
+        );
         let candidates = names::candidates(narrow.clone());
         let connections = Arc::new(Connections {
             origins,
@@ -186,6 +198,7 @@ impl Agent {
             current: current.clone(),
             dialer: dialer.clone(),
             terminator: Terminator::new(Arc::new(leaves), limits::HANDSHAKE_TIME, metrics.clone()),
+            processes: processes.clone(),
             exchange: Exchange {
                 current: current.clone(),
                 tokens: tokens.clone(),
@@ -251,6 +264,7 @@ impl Agent {
             )));
         }
         loops.push(tokio::spawn(keys::tend(current.clone(), watched.clone())));
+        loops.push(tokio::spawn(processes.clone().tend(watched.clone())));
         if let Some(narrow) = narrow {
             let sweep = names::sweep(narrow, candidates.clone(), metrics.clone(), watched.clone());
             loops.push(tokio::spawn(sweep));
@@ -266,6 +280,7 @@ impl Agent {
             orders,
             tokens,
             flows,
+            processes,
             phase,
             drain,
             loops,
@@ -283,6 +298,11 @@ impl Agent {
 
     pub fn flows(&self) -> &Flows {
         &self.flows
+    }
+
+    /// Who trusts the CA.
+    pub fn processes(&self) -> &Processes {
+        &self.processes
     }
 
     /// The configuration in force, for those who only look.

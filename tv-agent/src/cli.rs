@@ -60,6 +60,9 @@ pub enum Command {
     /// The certificate authority that workloads trust.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// Trust of workloads in our CA.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Removes what agents that are gone have left in the kernel.
     Cleanup(OutputArgs),
     /// Version of the agent and digest of its kernel half.
@@ -237,6 +240,12 @@ pub struct CaArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Subcommand)]
+pub enum TrustCommand {
+    /// What the running daemon believes of each enrolled process, and what to do.
+    List(ControlArgs),
 }
 
 #[derive(Args)]

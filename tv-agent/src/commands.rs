@@ -23,6 +23,7 @@ pub mod exec;
 pub mod explain;
 pub mod keys;
 pub mod run;
+pub mod trust;
 pub mod version;
 
 /// Loopback, but an address that nothing else listens on.

@@ -24,9 +24,11 @@ mod builtin;
 mod capture;
 mod check;
 mod raw;
+mod trust;
 mod workloads;
 
 pub use raw::{OnAgentDown, Quic};
+pub use trust::{Install, Trust};
 
 /// Reads an environment variable; a function, so that tests never touch the process's own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -54,6 +56,7 @@ pub struct Config {
     /// Whether `metrics` was asked for, and not just the default.
     pub metrics_asked: bool,
     pub ca_dir: PathBuf,
+    pub trust: Trust,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,6 +212,7 @@ impl Config {
             metrics: Some(default_metrics()),
             metrics_asked: false,
             ca_dir: default_ca_dir(),
+            trust: Trust::default(),
         })
     }
 

@@ -1,12 +1,14 @@
 //! The life of a connection, from accept to its end, in the order in which things happen.
 
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use nix::errno::Errno;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
-use crate::addr::{NetnsCookie, PeerAddr};
+use crate::addr::{HostName, NetnsCookie, PeerAddr};
 use crate::candidates::Candidates;
 use crate::decide::{self, Decision, OnUnknownName};
 use crate::dial::{self, Dialer, reset_on_close};
@@ -18,10 +20,12 @@ use crate::metrics::Metrics;
 use crate::netns::Netns;
 use crate::phase::Phase;
 use crate::places::Places;
+use crate::policy::OnUntrusted;
 use crate::redirect::{OriginLookup, Recorded};
 use crate::replay::Replay;
 use crate::snapshot::Current;
-use crate::terminate::{self, Terminator};
+use crate::terminate::{self, Terminator, Word};
+use crate::trust::{Ask, Processes};
 use crate::tunnel::{self, Pipes, Speaker};
 use crate::upstream::{self, Protocol, Target};
 use crate::workload::{Workload, Workloads};
@@ -38,6 +42,8 @@ pub struct Connections {
     pub current: Current,
     pub dialer: Dialer,
     pub terminator: Terminator,
+    /// Who trusts us.
+    pub processes: Processes,
     pub exchange: Exchange,
     pub hello: Caps,
     /// Connections that each workload has open.
@@ -174,7 +180,8 @@ impl Connections {
             if let First::Hello(hello) = &first {
                 flow.host = hello.sni.as_ref().map(ToString::to_string);
             }
-            match self.decide(&first, &recorded, &workload) {
+            let decision = self.decide(&first, &recorded, &workload);
+            match self.trusting(decision, &workload, flow).await {
                 Decision::Refuse(why) => {
                     reset_on_close(&stream);
                     return Err(Error::Refused(why));
@@ -198,8 +205,7 @@ impl Connections {
                     tunnel::run(stream, origin, &seen, &self.pipes, limits::TUNNEL_IDLE).await?;
                     return Ok(("tunnel", why));
                 }
-                Decision::Terminate { host, route } => {
-                    flow.route = Some(route.name.to_string());
+                Decision::Terminate { host, .. } => {
                     let First::Hello(hello) = first else {
                         unreachable!("only a hello is terminated")
                     };
@@ -252,6 +258,21 @@ impl Connections {
         )
     }
 
+    /// What is known of the process' trust in our CA has its say; before that, the CA is waited for where it is just
+    /// being put.
+    async fn trusting(&self, decision: Decision, workload: &Workload, flow: &mut Flow) -> Decision {
+        let Decision::Terminate { route, .. } = &decision else {
+            return decision;
+        };
+        flow.route = Some(route.name.to_string());
+        let ask = Ask {
+            installation: self.current.load().installs,
+            runtime: route.on_untrusted == OnUntrusted::Tunnel,
+        };
+        let standing = self.processes.standing(workload, ask).await;
+        decide::trusting(decision, standing)
+    }
+
     async fn terminate(
         &self,
         io: Replay<TcpStream>,
@@ -273,8 +294,14 @@ impl Connections {
             // Bad TLS upstream: every request on this connection is told so.
             Err(_) => Protocol::Http2,
         };
+        // Who gave up waiting has seen no certificate.
+        if has_left(io.get_ref()) {
+            return Err(Error::Refused("closed_early"));
+        }
         let protocol = terminate::mirror(&hello.alpn, origin_speaks);
-        let tls = self.terminator.accept(io, &target.host, protocol).await?;
+        let tls = self
+            .shake_hands(io, &target.host, protocol, &workload, &flow)
+            .await?;
         let session = Session {
             exchange: self.exchange.clone(),
             workload,
@@ -284,6 +311,39 @@ impl Connections {
         };
         exchange::serve(tls, protocol_of(protocol, hello), session, self.phase.clone()).await?;
         Ok(("terminate", "routed"))
+    }
+
+    /// The handshake, and what it shows of the process' trust in our CA.
+    async fn shake_hands(
+        &self,
+        io: Replay<TcpStream>,
+        host: &HostName,
+        protocol: Protocol,
+        workload: &Workload,
+        flow: &Flow,
+    ) -> Result<terminate::Stream<Replay<TcpStream>>, terminate::Error> {
+        let root = self.processes.issuing();
+        let told = {
+            let (processes, workload, flow, root) = (
+                self.processes.clone(),
+                workload.clone(),
+                flow.clone(),
+                root.clone(),
+            );
+            move |word| match word {
+                // A root that was exchanged meanwhile may not be the one that was shown.
+                _ if processes.issuing() != root => {}
+                Word::Spoke => processes.completed(&workload, &root),
+                Word::Left(sign) => processes.distrusted(&workload, sign, &root, &flow),
+            }
+        };
+        let shaken = self.terminator.accept(io, host, protocol, told).await;
+        if let Some(sign) = shaken.as_ref().err().and_then(terminate::Error::sign)
+            && self.processes.issuing() == root
+        {
+            self.processes.distrusted(workload, sign, &root, flow);
+        }
+        shaken
     }
 }
 
@@ -299,6 +359,16 @@ fn take(
     let recorded = origins.take(cookie, peer).map_err(Error::Lookup)?;
     stream.peer_addr().map_err(Error::Read)?;
     Ok(recorded)
+}
+
+/// Whether the client has closed, as far as is known here. Takes no byte.
+fn has_left(stream: &TcpStream) -> bool {
+    use nix::sys::socket::{MsgFlags, recv};
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    match recv(stream.as_raw_fd(), &mut [0], flags) {
+        Ok(bytes) => bytes == 0,
+        Err(errno) => errno != Errno::EAGAIN,
+    }
 }
 
 /// One open connection in the metrics, also when a drain cuts it off.

@@ -26,6 +26,7 @@ use crate::local;
 use crate::redirect::Narrowing;
 use crate::sign::{KeySets, Shown};
 use crate::token::{Filter, Tokens};
+pub use crate::trust::Row as TrustRow;
 
 /// Connections at once, followers included.
 const CONNECTIONS: usize = 32;
@@ -60,6 +61,8 @@ pub struct Control {
     pub tokens: Tokens,
     /// The key sets in force.
     pub keys: Arc<dyn Fn() -> KeySets + Send + Sync>,
+    /// All enrolled processes and what is believed of their trust in the CA. Blocks.
+    pub trust: Arc<dyn Fn() -> Vec<TrustRow> + Send + Sync>,
 }
 
 /// What became of a rotation: the set's keys, or why it has no new one.
@@ -146,6 +149,7 @@ impl Control {
                 None => Lines::status(StatusCode::BAD_REQUEST),
             },
             (&Method::GET, "/keys", None) => Lines::many((self.keys)().list().iter()),
+            (&Method::GET, "/trust", None) => self.trusting(),
             (&Method::POST, path, None) => match path.strip_prefix("/keys/rotate/") {
                 Some(name) => self.rotate(name),
                 None => Lines::status(StatusCode::NOT_FOUND),
@@ -171,6 +175,23 @@ impl Control {
             }
             // Whoever asked may be gone.
             let _ = sender.blocking_send(line(&rotated));
+        });
+        Lines::response(Lines {
+            ready: Bytes::new(),
+            more: Some(receiver),
+        })
+    }
+
+    /// Looks at all enrolled processes, which takes a moment.
+    fn trusting(&self) -> Response<Lines> {
+        let (sender, receiver) = mpsc::channel(64);
+        let trust = self.trust.clone();
+        tokio::task::spawn_blocking(move || {
+            for row in trust() {
+                if sender.blocking_send(line(&row)).is_err() {
+                    return;
+                }
+            }
         });
         Lines::response(Lines {
             ready: Bytes::new(),

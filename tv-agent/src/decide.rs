@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::addr::HostName;
 use crate::hello::First;
-use crate::policy::{Found, Route, Routes};
+use crate::policy::{Found, OnUntrusted, Route, Routes};
+use crate::trust::{Belief, Standing};
 use crate::workload::Workload;
 
 /// What happens to names that cannot be seen (no SNI, ECH, not TLS) and are not known to be a routed host's.
@@ -74,14 +75,30 @@ pub fn connection(
     }
 }
 
+/// What becomes of a decision to end TLS for a process, by what is known of its trust in our CA.
+///
+/// A handshake harms nobody: nothing goes upstream before it is finished. So whoever was not seen to distrust us may
+/// try, and who was may try again after a while.
+pub fn trusting(decision: Decision, standing: Standing) -> Decision {
+    let Decision::Terminate { route, .. } = &decision else {
+        return decision;
+    };
+    match (route.on_untrusted, standing.belief) {
+        (OnUntrusted::Tunnel, Belief::Untrusted) => Decision::Tunnel("untrusted_tunnel"),
+        (OnUntrusted::Tunnel, Belief::NeedsRestart) => Decision::Tunnel("needs_restart_tunnel"),
+        (OnUntrusted::Refuse, Belief::Untrusted) if standing.paused => Decision::Refuse("untrusted"),
+        _ => decision,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::hello::Hello;
     use crate::policy::{HostPattern, OnMissingToken, Selector};
 
-    fn verdict(first: &First, candidate: bool, unknown: OnUnknownName) -> String {
-        let route = |host: &str, workloads| Route {
+    fn route(host: &str, workloads: Vec<Selector>) -> Route {
+        Route {
             name: "r".into(),
             hosts: vec![HostPattern::parse(host).unwrap()],
             vault: "main".into(),
@@ -89,9 +106,13 @@ mod tests {
             login_hint: None,
             verify: None,
             on_missing_token: OnMissingToken::Reject,
+            on_untrusted: OnUntrusted::Refuse,
             credentials: Default::default(),
             workloads,
-        };
+        }
+    }
+
+    fn verdict(first: &First, candidate: bool, unknown: OnUnknownName) -> String {
         let routes = Routes::new(vec![
             route("api.example.com", vec![]),
             route("some.example.com", vec![Selector::cgroup("/a")]),
@@ -110,6 +131,51 @@ mod tests {
             alpn: vec![],
             ech,
         })
+    }
+
+    #[test]
+    fn who_does_not_trust_us_is_refused_for_a_while_or_tunnelled_where_the_route_says_so() {
+        let become_of = |on_untrusted, belief, paused| {
+            let mut route = route("api.example.com", vec![]);
+            route.on_untrusted = on_untrusted;
+            let host = HostName::parse("api.example.com").unwrap();
+            let route = Arc::new(route);
+            match trusting(Decision::Terminate { host, route }, Standing { belief, paused }) {
+                Decision::Terminate { .. } => "terminate",
+                Decision::Tunnel(why) | Decision::Refuse(why) => why,
+            }
+        };
+        for belief in Belief::ALL {
+            let (refused, tunnelled) = match belief {
+                Belief::Untrusted => ("untrusted", "untrusted_tunnel"),
+                Belief::NeedsRestart => ("terminate", "needs_restart_tunnel"),
+                _ => ("terminate", "terminate"),
+            };
+            assert_eq!(
+                become_of(OnUntrusted::Refuse, belief, true),
+                refused,
+                "{belief:?}"
+            );
+            assert_eq!(
+                become_of(OnUntrusted::Refuse, belief, false),
+                "terminate",
+                "{belief:?}"
+            );
+            for paused in [true, false] {
+                assert_eq!(
+                    become_of(OnUntrusted::Tunnel, belief, paused),
+                    tunnelled,
+                    "{belief:?}"
+                );
+            }
+        }
+        // What is not ended here does not ask.
+        let untrusted = Standing {
+            belief: Belief::Untrusted,
+            paused: true,
+        };
+        let decision = trusting(Decision::Tunnel("not_routed"), untrusted);
+        assert!(matches!(decision, Decision::Tunnel("not_routed")));
     }
 
     #[test]

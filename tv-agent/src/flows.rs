@@ -19,7 +19,7 @@ const LAG: usize = 1024;
 pub struct Flow {
     /// Milliseconds since 1970.
     pub time_ms: u64,
-    /// `connection` or `request`.
+    /// `connection`, `request`, or `trust`: what became known of a process' trust in the CA.
     pub kind: String,
     /// The caller's cgroup, when it is known.
     pub cgroup: Option<String>,

@@ -75,6 +75,22 @@ pub const TRUST_ANCHORS: usize = 16;
 pub const TRUST_SEARCH: usize = 64 * 1024;
 /// Most rounds of the hash over a PKCS #12 key store's password; Java itself refuses more.
 pub const TRUST_KEYSTORE_ROUNDS: i32 = 5_000_000;
+/// Processes whose trust is remembered; the one that was seen longest ago goes first.
+pub const TRUST_PROCESSES: usize = 4096;
+/// How long a connection waits for the CA to be put into its process' mount namespace.
+pub const TRUST_WAIT: Duration = Duration::from_secs(2);
+/// A process that has shown that it does not trust the CA is refused for so long, unless what is installed changes.
+pub const TRUST_PAUSE: Duration = Duration::from_secs(10);
+/// A client that closes within this time after the handshake, without a word, did not like our certificate.
+pub const TRUST_UNUSED: Duration = Duration::from_secs(5);
+/// Processes that are looked at at once, to tell what runs in them.
+pub const TRUST_READERS: usize = 4;
+/// Sections of a program that are looked at; a usual one has 40.
+pub const ELF_SECTIONS: usize = 4096;
+/// Their names, bytes.
+pub const ELF_NAMES_BYTES: usize = 256 * 1024;
+/// As much of a process' memory map is looked at, bytes.
+pub const MAPS_BYTES: u64 = 1024 * 1024;
 /// Largest file with the facts of one pod, bytes.
 pub const POD_FACTS_BYTES: u64 = 64 * 1024;
 /// Longest time between connect() and accept(): a record that is older was left by a connection that never came.

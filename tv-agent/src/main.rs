@@ -51,6 +51,7 @@ async fn run(command: Command) -> u8 {
         Command::Cache(command) => commands::control::cache(&command).await,
         Command::Keys(command) => commands::keys::run(&command).await,
         Command::Ca(command) => commands::ca::run(&command),
+        Command::Trust(command) => commands::trust::run(&command).await,
         Command::Cleanup(args) => commands::cleanup::run(args),
         Command::Version(args) => commands::version::run(args),
         Command::Enter(_) => unreachable!("handled before the runtime"),

@@ -84,6 +84,22 @@ pub struct Metrics {
     pub candidates: Gauge,
     pub unsure_namespaces: Gauge,
     pub all_unsure: Gauge,
+    /// Processes that connected, by what is believed of their trust in the CA.
+    trust_processes: Family<StateLabels, Gauge>,
+    trust_changes: Family<ChangeLabels, Counter>,
+    /// Tries to put the CA into a mount namespace.
+    pub trust_installations: Family<ResultLabels, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabels {
+    pub state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ChangeLabels {
+    pub state: &'static str,
+    pub runtime: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -126,6 +142,9 @@ impl Metrics {
             candidates: Gauge::default(),
             unsure_namespaces: Gauge::default(),
             all_unsure: Gauge::default(),
+            trust_processes: Family::default(),
+            trust_changes: Family::default(),
+            trust_installations: Family::default(),
         };
         registry.register(
             "connections",
@@ -209,6 +228,21 @@ impl Metrics {
             "uncaptured_connections",
             "Connections of enrolled processes that went past the agent, by reason",
             metrics.uncaptured.clone(),
+        );
+        registry.register(
+            "trust_processes",
+            "Processes that connected, by what is believed of their trust in the CA",
+            metrics.trust_processes.clone(),
+        );
+        registry.register(
+            "trust_changes",
+            "Changes of what is believed of a process, by what became of it and its runtime",
+            metrics.trust_changes.clone(),
+        );
+        registry.register(
+            "trust_installations",
+            "Tries to put the CA into a mount namespace, by result",
+            metrics.trust_installations.clone(),
         );
         for (name, help, gauge) in [
             (
@@ -296,6 +330,23 @@ impl Metrics {
             })
             .inc();
         self.request_seconds.observe(took.as_secs_f64());
+    }
+
+    /// What is believed of a process' trust is another now; None: nothing, it is not known (any more).
+    pub fn trust_moved(&self, before: Option<&'static str>, after: Option<&'static str>) {
+        for (state, by) in [(before, -1), (after, 1)] {
+            if let Some(state) = state {
+                self.trust_processes
+                    .get_or_create(&StateLabels { state })
+                    .inc_by(by);
+            }
+        }
+    }
+
+    pub fn trust_change(&self, state: &'static str, runtime: &'static str) {
+        self.trust_changes
+            .get_or_create(&ChangeLabels { state, runtime })
+            .inc();
     }
 
     /// A request of a caller who was verified.

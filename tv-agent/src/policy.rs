@@ -87,6 +87,16 @@ pub enum OnMissingToken {
     Passthrough,
 }
 
+/// What happens to a process that is known not to trust our CA, on a routed host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUntrusted {
+    #[default]
+    Refuse,
+    /// The provider sees the caller's own token.
+    Tunnel,
+}
+
 /// What is asked of a vault. A route's own takes the place of its vault's, each part by itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
@@ -149,6 +159,7 @@ pub struct Route {
     pub login_hint: Option<Hint>,
     pub verify: Option<Verify>,
     pub on_missing_token: OnMissingToken,
+    pub on_untrusted: OnUntrusted,
     pub credentials: Credentials,
     /// Which workloads it is for: any of these; empty: all.
     pub workloads: Vec<Selector>,
@@ -274,6 +285,7 @@ mod tests {
             login_hint: None,
             verify: None,
             on_missing_token: OnMissingToken::Reject,
+            on_untrusted: OnUntrusted::Refuse,
             credentials: Credentials::default(),
             workloads: workloads.iter().map(|w| Selector::cgroup(*w)).collect(),
         }

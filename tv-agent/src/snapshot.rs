@@ -23,6 +23,8 @@ pub struct Snapshot {
     pub signers: HashMap<Arc<str>, Arc<SigningVault>>,
     pub keysets: KeySets,
     pub on_unknown_name: OnUnknownName,
+    /// The CA is brought to where workloads live.
+    pub installs: bool,
     pub upstreams: Arc<Upstreams>,
     /// What should be captured.
     pub scope: Arc<Scope>,

@@ -4,16 +4,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
+use rustls::{HandshakeKind, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::addr::HostName;
+use crate::limits;
 use crate::metrics::Metrics;
+use crate::trust::Sign;
 use crate::upstream::Protocol;
+
+mod heard;
+
+pub use heard::{Heard, Sent, Word};
 
 /// Why a workload's handshake did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +28,11 @@ pub enum Error {
         "the workload does not trust our CA (TLS alert {alert}); put the CA into its trust store, see `tv-agent ca show`"
     )]
     Untrusted { alert: &'static str, source: io::Error },
+    #[error(
+        "the workload closed the connection right after our certificate, as clients do that do not trust our CA; put \
+         the CA into its trust store, see `tv-agent ca show`"
+    )]
+    Closed(#[source] io::Error),
     #[error("the TLS handshake with the workload failed")]
     Handshake(#[source] io::Error),
     #[error("the workload did not finish the TLS handshake within {} s", limit.as_secs())]
@@ -35,12 +46,25 @@ impl Error {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Untrusted { .. } => "untrusted",
+            Self::Closed(_) => "closed_on_certificate",
             Self::Handshake(_) => "handshake_failed",
             Self::Timeout { .. } => "handshake_timeout",
             Self::OtherName => "other_name",
         }
     }
+
+    /// How it showed that the workload does not trust us, if it did.
+    pub fn sign(&self) -> Option<Sign> {
+        match self {
+            Self::Untrusted { alert, .. } => Some(Sign::Alert(alert)),
+            Self::Closed(_) => Some(Sign::Closed),
+            Self::Handshake(_) | Self::Timeout { .. } | Self::OtherName => None,
+        }
+    }
 }
+
+/// TLS towards the workload; what it says first is told, see [`Terminator::accept`].
+pub type Stream<I> = Heard<TlsStream<Sent<I>>>;
 
 /// Ends TLS. One configuration per protocol offered; certificates and session tickets are shared.
 #[derive(Clone)]
@@ -75,8 +99,18 @@ impl Terminator {
         }
     }
 
-    /// Finishes the handshake as a server of `host` that speaks `protocol`.
-    pub async fn accept<I>(&self, io: I, host: &HostName, protocol: Protocol) -> Result<TlsStream<I>, Error>
+    /// Finishes the handshake as a server of `host` that speaks `protocol`. `told` hears what the workload does then,
+    /// unless it resumed an earlier session: then it has not seen a certificate.
+    ///
+    /// # Errors
+    /// When the workload breaks off, or is too slow.
+    pub async fn accept<I>(
+        &self,
+        io: I,
+        host: &HostName,
+        protocol: Protocol,
+        told: impl FnOnce(Word) + Send + 'static,
+    ) -> Result<Stream<I>, Error>
     where
         I: AsyncRead + AsyncWrite + Unpin,
     {
@@ -84,17 +118,25 @@ impl Terminator {
             Protocol::Http1 => &self.http1,
             Protocol::Http2 => &self.http2,
         };
-        let finished = match timeout(self.limit, acceptor.accept(io)).await {
+        let handshake = acceptor.accept(Sent::new(io)).into_fallible();
+        let finished = match timeout(self.limit, handshake).await {
             Ok(Ok(stream)) => {
-                let named = stream.get_ref().1.server_name().and_then(HostName::parse);
+                let tls = stream.get_ref().1;
+                let named = tls.server_name().and_then(HostName::parse);
+                let resumed = tls.handshake_kind() == Some(HandshakeKind::Resumed);
                 if named.as_ref() == Some(host) {
-                    Ok(stream)
+                    let mut heard = Heard::new(stream, limits::TRUST_UNUSED);
+                    if !resumed {
+                        heard.tell(Box::new(told));
+                    }
+                    Ok(heard)
                 } else {
                     Err(Error::OtherName)
                 }
             }
-            Ok(Err(source)) => Err(match distrust(&source) {
+            Ok(Err((source, io))) => Err(match distrust(&source) {
                 Some(alert) => Error::Untrusted { alert, source },
+                None if is_close(&source) && io.has_certificate() => Error::Closed(source),
                 None => Error::Handshake(source),
             }),
             Err(_) => Err(Error::Timeout { limit: self.limit }),
@@ -116,6 +158,15 @@ pub fn mirror(offered: &[Vec<u8>], origin: Protocol) -> Protocol {
     } else {
         Protocol::Http1
     }
+}
+
+/// The client closed, or reset.
+fn is_close(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(
+        error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    )
 }
 
 /// The alert by which a client says that it does not believe our certificate (RFC 8446 §6.2).

@@ -14,6 +14,7 @@ mod layout;
 mod ledger;
 mod root;
 mod search;
+mod state;
 mod store;
 
 use std::ffi::OsString;
@@ -21,6 +22,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
@@ -30,6 +32,7 @@ pub use copies::{Copies, Extra, copies};
 pub use keystore::Unusable;
 pub use ledger::{Installation, Ledger, MntnsId, StoreKind, Unreached};
 pub use root::{Found, Root};
+pub use state::{Ask, Belief, Issuing, Processes, Row, Runtime, Sign, Standing};
 use store::Store;
 
 /// What to give a command so that it trusts the CA. The files that it names live as long as the directory that
@@ -143,6 +146,13 @@ pub fn prepare(
             .map(copies::unreached)
             .collect(),
     })
+}
+
+/// SHA-256 of a certificate, hexadecimal, as [`Installation::roots`] names it.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    use sha2::{Digest as _, Sha256};
+    let digest = Sha256::digest(certificate);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn make_directory(dir: &Path) -> Result<(), Error> {

@@ -15,6 +15,7 @@ mod users;
 
 pub use identity::{Identity, is_pod_uid};
 pub use pods::{Directory, NoFacts, Pod, PodFacts};
+pub use process::{Opened, Process};
 pub use users::uid_of;
 
 /// How deep below an enrolled cgroup a caller is looked for (kubepods/burstable/pod/container and some).
@@ -39,6 +40,8 @@ pub struct Workload {
     pub uid: Option<u32>,
     /// Command name, as long as the process is the one that connected.
     pub process: Option<Arc<str>>,
+    /// When that process started, clock ticks since boot: with its id, what tells it from all others.
+    pub started: Option<u64>,
     /// Name of `uid` on the host; a container's users are its own.
     pub user: Option<Arc<str>>,
 }
@@ -122,15 +125,17 @@ impl Workloads {
             found.map(|dir| Arc::new(Cgroup::at(self.name(&dir))))
         });
         let identity = cgroup.as_deref().map(|cgroup| &cgroup.identity);
+        let process = cgroup
+            .as_deref()
+            .and_then(|cgroup| Process::that_connected(recorded.tgid, &cgroup.path, recorded.connected));
         let contained = identity.is_none_or(|i| i.pod.is_some() || i.container.is_some());
         Workload {
             cgroup_id: id,
             pod: identity.and_then(|i| pods.of(i.pod.as_deref()?)),
             tgid: recorded.tgid,
             uid: Some(recorded.uid),
-            process: cgroup
-                .as_deref()
-                .and_then(|cgroup| process::command(recorded.tgid, &cgroup.path, recorded.connected)),
+            started: process.as_ref().map(|process| process.started),
+            process: process.map(|process| process.command.into()),
             user: (!contained).then(|| self.users.name(recorded.uid)).flatten(),
             cgroup,
         }

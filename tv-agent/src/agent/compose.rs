@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 
 use super::{Error, keys};
-use crate::config::{Capture, Config, Quic};
+use crate::config::{Capture, Config, Install, Quic};
 use crate::dial::Dialer;
 use crate::metrics::Metrics;
 use crate::policy::Routes;
@@ -73,6 +73,7 @@ pub(super) fn snapshot(
         signers,
         keysets,
         on_unknown_name: config.intercept.on_unknown_name,
+        installs: config.trust.install == Install::Live,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
         pods: match config.intercept.pod_facts {
             Some(path) => Arc::new(workload::Directory::new(path)),

@@ -18,6 +18,7 @@ use crate::upstream::roots;
 use crate::verify::Verifier;
 
 mod resolvers;
+mod trust;
 
 /// One thing that was looked at.
 #[derive(Serialize)]
@@ -74,6 +75,7 @@ pub async fn run(args: &CheckArgs) -> u8 {
                 findings.extend(resolvers::findings(&config, &mount));
             }
             findings.push(authority(&config));
+            findings.extend(trust::findings(&config));
             findings.extend(verifiers(config.verifiers).await);
             findings.extend(vaults(config.vaults).await);
         }

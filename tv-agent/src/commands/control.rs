@@ -79,7 +79,7 @@ pub(super) async fn one<T: DeserializeOwned>(
     })
 }
 
-fn answered<T>(answer: Result<T, control::Error>, show: impl FnOnce(T)) -> u8 {
+pub(super) fn answered<T>(answer: Result<T, control::Error>, show: impl FnOnce(T)) -> u8 {
     match answer {
         Ok(value) => {
             show(value);
@@ -155,7 +155,7 @@ fn flow_columns(columns: [String; 6], last: &str) -> String {
 }
 
 /// At most `width` characters. The end is what tells names apart (a container of a pod, a host of a domain).
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     match text.chars().count().checked_sub(width) {
         None | Some(0) => text.to_owned(),
         Some(over) => std::iter::once('…').chain(text.chars().skip(over + 1)).collect(),
@@ -163,7 +163,7 @@ fn cut(text: &str, width: usize) -> String {
 }
 
 /// The shortest name that says it: a pod, a container, a unit, else the cgroup.
-fn who(flow: &Flow) -> String {
+pub(super) fn who(flow: &Flow) -> String {
     let short = |id: &str| id.chars().take(12).collect::<String>();
     let pod = match (&flow.pod_namespace, &flow.pod_name, &flow.pod) {
         (Some(namespace), Some(name), _) => Some(format!("{namespace}/{name}")),

@@ -114,6 +114,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
         workloads: Arc::new(Workloads::new(mount, vec![cgroup.0.clone()])),
         authority,
         metrics,
+        ledger: trust::Ledger::default(),
         // A free port: several run side by side, and beside a daemon.
         listen_v4: (LISTEN_V4, 0).into(),
         listen_v6: listen_v6(0),

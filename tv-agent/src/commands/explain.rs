@@ -316,6 +316,7 @@ mod tests {
         for line in [
             "  the caller's token: header authorization\n",
             "  a provider's own token, or one not of https://t.example/, is refused with 401\n",
+            "  a process that does not trust our CA may try; ",
             "  inject: the provider's token goes out in authorization, in the caller's scheme\n",
             "    it is dropped when the provider answers 401\n",
         ] {
@@ -384,6 +385,7 @@ routes:
     subject_from: [{ cookie: at }, { query: t }]
     inject: { header: X-Key, scheme: none }
     on_foreign_token: passthrough
+    on_untrusted: tunnel
     purge: { statuses: [], json: { pointer: /ok, equals: false } }
 "#;
         let config = Config::parse(file, std::path::Path::new("x"), &|_| Some("s".into())).unwrap();
@@ -393,6 +395,7 @@ routes:
             "  the caller's token: header authorization, cookie at, query parameter t\n",
             "  a provider's own token, or one not of https://t.example/, is passed through as it came\n",
             "  inject: the provider's token goes out in x-key, by itself\n",
+            "  a process that does not trust our CA is tunnelled: the provider sees its own token\n",
             "    it is dropped when the provider answers false at /ok\n",
         ] {
             assert!(text.contains(line), "{text}");

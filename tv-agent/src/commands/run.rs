@@ -23,6 +23,7 @@ use crate::handover::{self, Estate, Event};
 use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
+use crate::trust::Ledger;
 use crate::workload::Workloads;
 
 mod cover;
@@ -181,6 +182,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
         workloads: workloads.clone(),
         authority,
         metrics: metrics.clone(),
+        ledger: Ledger::default(),
         listen_v4: (LISTEN_V4, settled.port).into(),
         listen_v6: listen_v6(settled.port),
     };

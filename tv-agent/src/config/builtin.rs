@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::{Credentials, HostPattern, OnMissingToken, Route, Wanted};
+use crate::policy::{Credentials, HostPattern, OnMissingToken, OnUntrusted, Route, Wanted};
 
 /// Name, connection, hosts, and what happens without credentials.
 const TABLE: &[(&str, &str, &[&str], OnMissingToken)] = &[
@@ -86,6 +86,7 @@ pub fn routes(vault: &Arc<str>) -> Vec<Route> {
             login_hint: None,
             verify: None,
             on_missing_token: *on_missing_token,
+            on_untrusted: OnUntrusted::Refuse,
             credentials: Credentials::default(),
             workloads: Vec::new(),
         })

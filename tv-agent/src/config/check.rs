@@ -73,6 +73,7 @@ impl Checker<'_> {
             verifiers: &verifiers,
             issuers: &issuers,
         };
+        let trust = self.trust(&raw.trust)?;
         let mut names = HashSet::new();
         let mut routes = Vec::new();
         for route in raw.routes {
@@ -85,7 +86,7 @@ impl Checker<'_> {
                     "is used twice; allowed: a name of its own",
                 ));
             }
-            routes.push(self.route(route.value, &named)?);
+            routes.push(self.route(route.value, &named, trust.on_untrusted)?);
         }
         let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         intercept.capture = self.capture(&raw.intercept, &routes)?;
@@ -104,6 +105,7 @@ impl Checker<'_> {
             metrics,
             metrics_asked: raw.admin.metrics.is_some(),
             ca_dir,
+            trust,
         })
     }
 

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::workloads;
+use super::{trust::Install, workloads};
 use crate::decide::OnUnknownName;
-use crate::policy::OnMissingToken;
 use crate::policy::credentials::OnForeignToken;
+use crate::policy::{OnMissingToken, OnUntrusted};
 
 pub mod inject;
 pub mod keyset;
@@ -33,6 +33,7 @@ pub struct Raw {
     pub upstream: Upstream,
     pub admin: Admin,
     pub ca: Ca,
+    pub trust: Trust,
 }
 
 #[derive(Deserialize, Default)]
@@ -103,6 +104,7 @@ pub struct Route {
     pub verify: Option<Spanned<Verify>>,
     #[serde(default)]
     pub on_missing_token: OnMissingToken,
+    pub on_untrusted: Option<OnUntrusted>,
     #[serde(default)]
     pub on_foreign_token: OnForeignToken,
     #[serde(default)]
@@ -132,4 +134,13 @@ pub struct Admin {
 #[serde(deny_unknown_fields, default)]
 pub struct Ca {
     pub dir: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Trust {
+    pub install: Install,
+    pub host: bool,
+    pub on_untrusted: OnUntrusted,
+    pub dir: Option<Spanned<PathBuf>>,
 }

@@ -681,6 +681,7 @@ fn the_example_is_a_good_configuration_and_says_the_defaults() {
     assert_eq!(config.socket, default_socket());
     assert_eq!(config.ca_dir, default_ca_dir());
     assert_eq!(config.keysets_dir, keys_beside(&default_ca_dir()));
+    assert_eq!(config.trust, Trust::default());
     assert_eq!(config.routes.len(), 3);
 }
 

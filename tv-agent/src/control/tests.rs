@@ -46,6 +46,28 @@ fn control(flows: &Flows) -> Control {
         flows: flows.clone(),
         tokens: Tokens::new(Metrics::new()),
         keys: Arc::new(KeySets::default),
+        trust: Arc::new(|| vec![trust_row()]),
+    }
+}
+
+fn trust_row() -> TrustRow {
+    use crate::trust::{Belief, MntnsId, Runtime};
+    TrustRow {
+        pid: 7,
+        started: 1,
+        mntns: MntnsId { dev: 4, ino: 5 },
+        cgroup: "/a".into(),
+        unit: None,
+        pod: None,
+        container: None,
+        process: "curl".into(),
+        runtime: Runtime::Curl,
+        state: Belief::Untrusted,
+        reason: Some("TLS alert unknown_ca".into()),
+        roots: Default::default(),
+        stores: Default::default(),
+        unreached: Vec::new(),
+        advice: "install the CA".into(),
     }
 }
 
@@ -74,6 +96,14 @@ async fn each_question_has_its_answer() {
     .await
     .unwrap();
     assert_eq!(seen, [status()]);
+    let mut rows = Vec::new();
+    ask::<TrustRow>(&place.0, Method::GET, "/trust", |row| {
+        rows.push(row);
+        true
+    })
+    .await
+    .unwrap();
+    assert_eq!(rows, [trust_row()]);
     let mut times = Vec::new();
     ask::<Flow>(&place.0, Method::GET, "/flows", |f| {
         times.push(f.took_us);

@@ -348,6 +348,7 @@ fn a_foreign_token_is_refused_with_the_way_to_allow_it() {
         login_hint: None,
         verify: None,
         on_missing_token: crate::policy::OnMissingToken::Reject,
+        on_untrusted: crate::policy::OnUntrusted::Refuse,
         credentials: Credentials {
             on_foreign,
             issuers: vec![crate::policy::credentials::Issuer::At("t.auth0.com".into())],

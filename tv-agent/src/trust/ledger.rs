@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -56,15 +57,48 @@ pub struct Ledger(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    namespaces: Mutex<HashMap<MntnsId, Installation>>,
+    namespaces: Mutex<HashMap<MntnsId, Entry>>,
+    /// Of the last installation that changed anything.
+    version: AtomicU64,
+    attended: AtomicBool,
     /// Counts up with each change, for those who wait.
     changes: watch::Sender<u64>,
 }
 
+struct Entry {
+    installation: Arc<Installation>,
+    version: u64,
+}
+
 impl Ledger {
+    /// Somebody installs wherever enrolled processes live: from now on it is worth while to wait for it.
+    pub fn attend(&self) {
+        self.0.attended.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody does.
+    pub fn is_attended(&self) -> bool {
+        self.0.attended.load(Ordering::Relaxed)
+    }
+
     /// An installation was tried in `id`, and this is what is there now. Also when nothing could be done.
     pub fn installed(&self, id: MntnsId, installation: Installation) {
-        self.namespaces().insert(id, installation);
+        let mut namespaces = self.namespaces();
+        let same = namespaces
+            .get(&id)
+            .is_some_and(|entry| *entry.installation == installation);
+        if !same {
+            let version = self.0.version.fetch_add(1, Ordering::Relaxed) + 1;
+            let installation = Arc::new(installation);
+            namespaces.insert(
+                id,
+                Entry {
+                    installation,
+                    version,
+                },
+            );
+        }
+        drop(namespaces);
         self.0.changes.send_modify(|count| *count += 1);
     }
 
@@ -76,7 +110,18 @@ impl Ledger {
 
     /// What is in place in `id`; None when nobody has tried yet.
     pub fn installation(&self, id: MntnsId) -> Option<Installation> {
-        self.namespaces().get(&id).cloned()
+        self.namespaces()
+            .get(&id)
+            .map(|entry| (*entry.installation).clone())
+    }
+
+    /// The same with a number that grows whenever it changes; 0 where nobody has tried yet.
+    pub fn versioned(&self, id: MntnsId) -> (Option<Arc<Installation>>, u64) {
+        let namespaces = self.namespaces();
+        let entry = namespaces.get(&id);
+        entry.map_or((None, 0), |entry| {
+            (Some(entry.installation.clone()), entry.version)
+        })
     }
 
     /// Waits until an installation was tried in `id`, at most `limit`; whether it was.
@@ -88,7 +133,7 @@ impl Ledger {
             .is_ok_and(|waited| waited.is_ok())
     }
 
-    fn namespaces(&self) -> MutexGuard<'_, HashMap<MntnsId, Installation>> {
+    fn namespaces(&self) -> MutexGuard<'_, HashMap<MntnsId, Entry>> {
         self.0.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -119,5 +164,21 @@ mod tests {
         assert_eq!(ledger.installation(ID), Some(installation));
         ledger.removed(ID);
         assert_eq!(ledger.installation(ID), None);
+    }
+
+    #[test]
+    fn a_try_that_changes_nothing_is_no_change() {
+        let ledger = Ledger::default();
+        assert_eq!(ledger.versioned(ID), (None, 0));
+        ledger.installed(ID, Installation::default());
+        let (_, first) = ledger.versioned(ID);
+        ledger.installed(ID, Installation::default());
+        assert_eq!(ledger.versioned(ID).1, first);
+        ledger.removed(ID);
+        ledger.installed(ID, Installation::default());
+        assert!(
+            ledger.versioned(ID).1 > first,
+            "what was taken away and came again is a change"
+        );
     }
 }

@@ -1,12 +1,11 @@
-//! The command name of the process that connected, if it is still that process: ids are given out again.
+//! The process that connected, if it is still that process: ids are given out again.
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::fcntl::{OFlag, openat};
+use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -14,33 +13,95 @@ use nix::unistd::{SysconfVar, sysconf};
 const MAX_BYTES: u64 = 8 * 1024;
 
 /// What /proc says of one process.
-#[derive(Debug, PartialEq, Eq)]
-struct Process {
-    command: String,
-    /// Clock ticks since boot.
-    started: u64,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub command: String,
+    /// Clock ticks since boot. With the id, it tells a process from all others that lived since.
+    pub started: u64,
 }
 
-/// The command name of `tgid`, unless that is another process by now: one of another cgroup than `cgroup`, or one
-/// that started after `connected` (since boot).
-pub fn command(tgid: u32, cgroup: &str, connected: Duration) -> Option<Arc<str>> {
-    let (stat, cgroups) = read(&Path::new("/proc").join(tgid.to_string())).ok()?;
-    let process = parse(&stat)?;
-    let ticks = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
-    let same = in_cgroup(&cgroups, cgroup) && began_before(process.started, ticks, connected);
-    same.then(|| process.command.into())
+impl Process {
+    /// The process `tgid`, unless that is another one by now: one of another cgroup than `cgroup`, or one that
+    /// started after `connected` (since boot).
+    pub(super) fn that_connected(tgid: u32, cgroup: &str, connected: Duration) -> Option<Self> {
+        let opened = Opened::new(tgid).ok()?;
+        let same = in_cgroup(&opened.cgroups, cgroup)
+            && began_before(opened.process.started, ticks_per_second()?, connected);
+        same.then_some(opened.process)
+    }
+
+    /// When it started, since boot.
+    pub fn since_boot(started: u64) -> Duration {
+        let ticks = ticks_per_second().unwrap_or(100).max(1);
+        let nanos = u128::from(started) * 1_000_000_000 / u128::from(ticks);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
 }
 
-/// Both files of one and the same process: the open directory stays that of the process, whatever becomes of its id.
-fn read(directory: &Path) -> io::Result<(String, String)> {
-    let directory = File::open(directory)?;
-    let read = |name: &str| {
-        let file = File::from(openat(&directory, name, OFlag::O_RDONLY, Mode::empty())?);
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES).read_to_end(&mut bytes)?;
-        Ok::<_, io::Error>(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    Ok((read("stat")?, read("cgroup")?))
+/// A process of now. The open directory stays that of the process, whatever becomes of its id.
+pub struct Opened {
+    directory: File,
+    pub process: Process,
+    cgroups: String,
+}
+
+impl Opened {
+    /// # Errors
+    /// When there is no such process, or it may not be looked at.
+    pub fn new(pid: u32) -> io::Result<Self> {
+        let directory = File::open(Path::new("/proc").join(pid.to_string()))?;
+        let text = |name| {
+            Ok::<_, io::Error>(String::from_utf8_lossy(&read(&directory, name, MAX_BYTES)?).into_owned())
+        };
+        let process = parse(&text("stat")?).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            cgroups: text("cgroup")?,
+            process,
+            directory,
+        })
+    }
+
+    /// Its cgroup v2, below the mount.
+    pub fn cgroup(&self) -> Option<&str> {
+        self.cgroups.lines().find_map(|line| line.strip_prefix("0::"))
+    }
+
+    /// At most `limit` bytes of one of its files.
+    ///
+    /// # Errors
+    /// When it cannot be read: the process is gone, or CAP_SYS_PTRACE is missing.
+    pub fn read(&self, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+        read(&self.directory, name, limit)
+    }
+
+    /// One of its files; `exe` and what is below `ns` are what they lead to.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn open(&self, name: &str) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(&self.directory, name, flags, Mode::empty())?))
+    }
+
+    /// Where one of its links leads.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn link(&self, name: &str) -> io::Result<PathBuf> {
+        Ok(readlinkat(&self.directory, name)?.into())
+    }
+}
+
+fn read(directory: &File, name: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    let file = File::from(openat(directory, name, flags, Mode::empty())?);
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn ticks_per_second() -> Option<u64> {
+    u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()
 }
 
 /// `pid (command) state …`: the command may hold anything, parentheses too; the start is field 22 (proc_pid_stat(5)).
@@ -96,11 +157,18 @@ mod tests {
             return;
         };
         let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap());
-        let name = command(own, path, now).unwrap();
-        assert!(!name.is_empty());
+        let found = Process::that_connected(own, path, now).unwrap();
+        assert!(!found.command.is_empty() && Process::since_boot(found.started) <= now);
         // The same number, but of another cgroup, or younger than the connection.
-        assert_eq!(command(own, "/elsewhere", now), None);
-        assert_eq!(command(own, path, Duration::from_millis(1)), None);
-        assert_eq!(command(u32::MAX, path, now), None);
+        assert_eq!(Process::that_connected(own, "/elsewhere", now), None);
+        assert_eq!(Process::that_connected(own, path, Duration::from_millis(1)), None);
+        assert_eq!(Process::that_connected(u32::MAX, path, now), None);
+    }
+
+    #[test]
+    fn no_more_is_read_than_was_asked_for() {
+        let own = Opened::new(std::process::id()).unwrap();
+        assert_eq!(own.read("maps", 10).unwrap().len(), 10);
+        assert_eq!(own.link("exe").unwrap(), std::env::current_exe().unwrap());
     }
 }

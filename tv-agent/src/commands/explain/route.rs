@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::addr::HostName;
 use crate::config::VaultConfig;
 use crate::policy::credentials::{InjectScheme, OnForeignToken};
-use crate::policy::{OnMissingToken, Route, Wanted};
+use crate::policy::{OnMissingToken, OnUntrusted, Route, Wanted};
 use crate::sign;
 use crate::token::Kind;
 
@@ -16,6 +16,7 @@ pub(super) struct RouteFacts {
     pub(super) name: String,
     pub(super) matched: String,
     on_missing_token: OnMissingToken,
+    on_untrusted: OnUntrusted,
     on_foreign_token: OnForeignToken,
     /// Whose tokens are none of a stranger's.
     issuers: Vec<String>,
@@ -116,6 +117,7 @@ impl RouteFacts {
             name: route.name.to_string(),
             matched: pattern(route, host),
             on_missing_token: route.on_missing_token,
+            on_untrusted: route.on_untrusted,
             on_foreign_token: credentials.on_foreign,
             issuers: credentials.issuers.iter().map(ToString::to_string).collect(),
             subject_from: std::iter::once("header authorization".to_owned())
@@ -165,6 +167,13 @@ impl RouteFacts {
         let _ = writeln!(text, "  the caller's token: {}", self.subject_from.join(", "));
         let _ = writeln!(text, "  a request without a token is {missing}");
         let _ = writeln!(text, "  {strangers} is {foreign}");
+        let untrusted = match self.on_untrusted {
+            OnUntrusted::Refuse => {
+                "may try; after a handshake that shows it, it is refused for a while, and told in the log"
+            }
+            OnUntrusted::Tunnel => "is tunnelled: the provider sees its own token",
+        };
+        let _ = writeln!(text, "  a process that does not trust our CA {untrusted}");
         let verify = self
             .verify
             .as_deref()

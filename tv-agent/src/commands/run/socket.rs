@@ -25,6 +25,7 @@ pub(super) fn serve(
 ) -> JoinHandle<()> {
     let started = Instant::now();
     let (listeners, current, tokens) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
+    let (processes, enrolled) = (agent.processes().clone(), workloads.clone());
     let (cached, keyed) = (tokens.clone(), current.clone());
     let status = move || Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -58,6 +59,7 @@ pub(super) fn serve(
         flows: agent.flows().clone(),
         tokens,
         keys: Arc::new(move || keyed.load().keysets.clone()),
+        trust: Arc::new(move || processes.list(&enrolled.roots())),
     };
     control.serve_on(listener)
 }

@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 use super::super::{Error, VaultConfig, VerifierConfig, raw};
 use super::Checker;
 use crate::policy::credentials::Issuer;
-use crate::policy::{Hint, HostPattern, Route, Verify};
+use crate::policy::{Hint, HostPattern, OnUntrusted, Route, Verify};
 use crate::sign;
 use crate::token::VaultSettings;
 use crate::token::settings::{Kind, Place, VaultSubject};
@@ -23,7 +23,13 @@ pub(super) struct Named<'a> {
 }
 
 impl Checker<'_> {
-    pub(super) fn route(&self, raw: raw::Route, named: &Named<'_>) -> Result<Route, Error> {
+    /// `on_untrusted`: for a route that does not say.
+    pub(super) fn route(
+        &self,
+        raw: raw::Route,
+        named: &Named<'_>,
+        on_untrusted: OnUntrusted,
+    ) -> Result<Route, Error> {
         let name = &raw.name.value;
         let key = |rest: &str| format!("routes.{name}.{rest}");
         if name.is_empty() {
@@ -86,6 +92,7 @@ impl Checker<'_> {
             login_hint,
             verify,
             on_missing_token: raw.on_missing_token,
+            on_untrusted: raw.on_untrusted.unwrap_or(on_untrusted),
             credentials,
             workloads,
         })

@@ -1,0 +1,11 @@
+//! `tv-agent trust`: who trusts our CA.
+
+use crate::cli::TrustCommand;
+
+mod list;
+
+pub async fn run(command: &TrustCommand) -> u8 {
+    match command {
+        TrustCommand::List(args) => list::run(args).await,
+    }
+}

@@ -1,0 +1,179 @@
+//! Looks at processes: where they live, what runs in them; those seen connecting, and all that are enrolled. Blocks.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::table::{Key, Record};
+use super::{Belief, Processes, Runtime};
+use crate::limits;
+use crate::netns;
+use crate::trust::{MntnsId, StoreKind, Unreached};
+use crate::workload::{Cgroup, Opened, Workload};
+
+/// What is told of one process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    pub pid: u32,
+    /// Clock ticks since boot: with `pid`, what tells it from all others.
+    pub started: u64,
+    pub mntns: MntnsId,
+    pub cgroup: String,
+    pub unit: Option<String>,
+    pub pod: Option<String>,
+    pub container: Option<String>,
+    /// Command name.
+    pub process: String,
+    pub runtime: Runtime,
+    pub state: Belief,
+    /// How a handshake showed it.
+    pub reason: Option<String>,
+    /// SHA-256 of the roots that it may be taken to trust, hexadecimal.
+    pub roots: BTreeSet<String>,
+    /// What the CA was put into where it lives, and what not.
+    pub stores: BTreeSet<StoreKind>,
+    pub unreached: Vec<Unreached>,
+    /// What to do; empty where nothing is.
+    pub advice: String,
+}
+
+/// What one look at a process shows.
+#[derive(Clone, Copy)]
+pub(super) struct Looked {
+    pub mntns: MntnsId,
+    pub runtime: Runtime,
+    /// Device and inode of its program's file.
+    pub program: (u64, u64),
+}
+
+impl Looked {
+    /// # Errors
+    /// When the process is gone, its id is another's by now, or it may not be looked at.
+    pub fn at(key: Key) -> io::Result<Self> {
+        let process = Opened::new(key.pid)?;
+        if process.process.started != key.started {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Self::of(&process, &mut HashMap::new())
+    }
+
+    /// `programs`: what is known of program files already.
+    fn of(process: &Opened, programs: &mut HashMap<(u64, u64), Runtime>) -> io::Result<Self> {
+        let mntns = id_of(&process.open("ns/mnt")?.metadata()?);
+        let file = process.open("exe")?.metadata()?;
+        let program = (file.dev(), file.ino());
+        let runtime = match programs.get(&program) {
+            Some(runtime) => *runtime,
+            None => Runtime::of_process(process)?,
+        };
+        programs.insert(program, runtime);
+        Ok(Self {
+            mntns,
+            runtime,
+            program,
+        })
+    }
+}
+
+impl Processes {
+    /// All processes of the cgroups below `roots`, and those that were seen connecting. Blocks; looks at no more than
+    /// [`limits::DISCOVERY_CGROUPS`] and [`limits::DISCOVERY_PROCESSES`].
+    pub fn list(&self, roots: &[PathBuf]) -> Vec<Row> {
+        let mut pids = enrolled(roots);
+        pids.extend(self.table().keys().into_iter().map(|key| key.pid));
+        let (mut seen, mut programs) = (HashSet::new(), HashMap::new());
+        let fresh = pids.into_iter().filter(|pid| seen.insert(*pid));
+        let mut rows: Vec<Row> = fresh.filter_map(|pid| self.row(pid, &mut programs)).collect();
+        rows.sort_by(|a, b| (&a.cgroup, a.pid).cmp(&(&b.cgroup, b.pid)));
+        rows
+    }
+
+    /// None when the process is gone, or a thread of the kernel.
+    fn row(&self, pid: u32, programs: &mut HashMap<(u64, u64), Runtime>) -> Option<Row> {
+        let process = Opened::new(pid).ok()?;
+        let looked = Looked::of(&process, programs).ok()?;
+        let key = Key {
+            pid,
+            started: process.process.started,
+        };
+        let mut table = self.table();
+        let mut record = Record::new(None, Runtime::Unknown, Workload::default());
+        if let Some(known) = table.peek(key).filter(|known| known.is_same_program(&looked)) {
+            record.evidence = known.evidence.clone();
+        }
+        drop(table);
+        record.learn(looked);
+        let (installation, version) = record.installed(&self.0.ledger);
+        let issuing = self.issuing();
+        let facts = record.facts(key, installation.as_deref(), version, &issuing);
+        let evidence = &record.evidence;
+        let cgroup = Cgroup::at(process.cgroup().unwrap_or_default());
+        let identity = cgroup.identity;
+        Some(Row {
+            pid,
+            started: key.started,
+            mntns: looked.mntns,
+            cgroup: cgroup.path,
+            unit: identity.unit,
+            pod: identity.pod,
+            container: identity.container,
+            process: process.process.command.clone(),
+            runtime: looked.runtime,
+            state: evidence.belief(&facts),
+            reason: evidence.reason(&facts),
+            roots: evidence.roots(&facts),
+            stores: installation
+                .as_ref()
+                .map(|there| there.stores.clone())
+                .unwrap_or_default(),
+            unreached: installation
+                .as_ref()
+                .map(|there| there.unreached.clone())
+                .unwrap_or_default(),
+            advice: evidence.advice(&facts),
+        })
+    }
+}
+
+/// Where the agent lives.
+pub(super) fn own_mntns() -> Option<MntnsId> {
+    fs::metadata("/proc/thread-self/ns/mnt")
+        .ok()
+        .map(|metadata| id_of(&metadata))
+}
+
+/// Where `pid` lives: one look-up, which does not block.
+pub(super) fn mntns_of(pid: u32) -> Option<MntnsId> {
+    let metadata = fs::metadata(format!("/proc/{pid}/ns/mnt"));
+    metadata.ok().map(|metadata| id_of(&metadata))
+}
+
+fn id_of(metadata: &fs::Metadata) -> MntnsId {
+    MntnsId {
+        dev: metadata.dev(),
+        ino: metadata.ino(),
+    }
+}
+
+fn enrolled(roots: &[PathBuf]) -> Vec<u32> {
+    let (mut todo, mut pids, mut visited) = (roots.to_vec(), Vec::new(), 0);
+    while let Some(directory) = todo.pop() {
+        visited += 1;
+        if visited > limits::DISCOVERY_CGROUPS || pids.len() >= limits::DISCOVERY_PROCESSES {
+            tracing::warn!("more cgroups or processes are enrolled than are listed");
+            break;
+        }
+        let here = netns::processes(&directory).into_iter();
+        pids.extend(
+            here.filter_map(|pid| u32::try_from(pid).ok())
+                .filter(|pid| *pid != 0),
+        );
+        todo.extend(netns::subdirectories(&directory));
+    }
+    pids.truncate(limits::DISCOVERY_PROCESSES);
+    pids
+}
