@@ -12,6 +12,7 @@ mod hash;
 mod keystore;
 mod layout;
 mod ledger;
+pub mod live;
 mod root;
 mod search;
 mod state;
