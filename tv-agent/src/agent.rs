@@ -28,7 +28,7 @@ use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::{self, Tokens};
-use crate::trust::{self, Ledger, Processes};
+use crate::trust::{self, Anchors, Ledger, Processes};
 use crate::tunnel::Pipes;
 use crate::upstream::roots;
 use crate::workload::Workloads;
@@ -38,11 +38,13 @@ mod ending;
 mod keys;
 mod names;
 mod namespaces;
+mod trusting;
 
 use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
+pub use trusting::Installer;
 
 /// Why the agent does not start, or does not take a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +79,8 @@ pub enum Error {
     Sign(#[from] sign::Error),
     #[error(transparent)]
     Ca(#[from] ca::Error),
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
     #[error(
         "the CA may not sign for {subtree} (route hosts changed since it was made); run `tv-agent ca init` again"
     )]
@@ -93,6 +97,8 @@ pub struct Wiring {
     pub narrow: Option<Arc<dyn Narrow>>,
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
+    /// Brings the CA to workloads that run; None: nobody does.
+    pub installer: Option<Installer>,
     pub metrics: Metrics,
     /// What was put into which mount namespace.
     pub ledger: Ledger,
@@ -109,6 +115,7 @@ pub struct Agent {
     current: Current,
     dialer: Dialer,
     authority: Arc<Authority>,
+    anchors: watch::Sender<Anchors>,
     metrics: Metrics,
     listeners: Listeners,
     /// Listening until the agent ends, as those of the accept loops do.
@@ -147,6 +154,7 @@ impl Agent {
             narrow,
             workloads,
             authority,
+            installer,
             metrics,
             ledger,
             listen_v4,
@@ -176,6 +184,7 @@ impl Agent {
         let tokens = Tokens::new(metrics.clone());
         let flows = Flows::new();
         let (phase, watched) = watch::channel(Phase::Serving);
+        let (anchors, wanted) = watch::channel(Anchors::from_pem(authority.root_pem())?);
         let (orders, ordered) = mpsc::channel(1);
         let home = Some((v4.clone(), v6.clone()));
         let may_mint = {
@@ -185,7 +194,7 @@ impl Agent {
         let leaves = Leaves::new(authority.clone(), may_mint, metrics.clone())?;
         let issuing: Arc<str> = trust::fingerprint(authority.root_der()).into();
         let processes = Processes::new(
-            ledger,
+            ledger.clone(),
             Arc::new(move || issuing.clone()),
             flows.clone(),
             metrics.clone(),
@@ -241,6 +250,12 @@ impl Agent {
                 metrics: metrics.clone(),
             };
             loops.push(tokio::spawn(watch.run(watched.clone())));
+            if let Some(installer) = installer {
+                let (found, metrics) = (found.clone(), metrics.clone());
+                let install =
+                    trusting::run(installer, ledger.clone(), found, wanted, metrics, watched.clone());
+                loops.push(tokio::spawn(install));
+            }
             let namespaces = Namespaces {
                 serve: Box::new(move |listener, netns, phase| Box::pin(server.serve(listener, netns, phase))),
                 sweep: {
@@ -274,6 +289,7 @@ impl Agent {
             current,
             dialer,
             authority,
+            anchors,
             metrics,
             listeners,
             home,
@@ -290,6 +306,11 @@ impl Agent {
     /// Where it listens, with the ports that were free.
     pub fn listeners(&self) -> Listeners {
         self.listeners
+    }
+
+    /// The roots that workloads are to trust; a change reaches all of them.
+    pub fn anchors(&self) -> &watch::Sender<Anchors> {
+        &self.anchors
     }
 
     pub fn tokens(&self) -> &Tokens {

@@ -1,6 +1,7 @@
 //! The program: arguments, logging, and one command.
 
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -8,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use tv_agent::cli::{Cli, Command, exit};
 use tv_agent::commands;
 use tv_agent::enter::{EnterSpec, enter};
+use tv_agent::trust::live;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -27,6 +29,16 @@ fn main() -> ExitCode {
         };
         eprintln!("tv-agent: exec: {}", commands::chain(&error));
         return error.exit_code().into();
+    }
+    if let Command::TrustMount = &cli.command {
+        // As above; standard input is the agent's end.
+        return match live::serve(std::io::stdin().as_fd()) {
+            Ok(()) => exit::OK.into(),
+            Err(error) => {
+                eprintln!("tv-agent: the helper that enters mount namespaces: {error}");
+                exit::FAILED.into()
+            }
+        };
     }
     log(&cli);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -51,10 +63,10 @@ async fn run(command: Command) -> u8 {
         Command::Cache(command) => commands::control::cache(&command).await,
         Command::Keys(command) => commands::keys::run(&command).await,
         Command::Ca(command) => commands::ca::run(&command),
+        Command::Cleanup(args) => commands::cleanup::run(&args),
         Command::Trust(command) => commands::trust::run(&command).await,
-        Command::Cleanup(args) => commands::cleanup::run(args),
         Command::Version(args) => commands::version::run(args),
-        Command::Enter(_) => unreachable!("handled before the runtime"),
+        Command::Enter(_) | Command::TrustMount => unreachable!("handled before the runtime"),
     }
 }
 

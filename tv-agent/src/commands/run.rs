@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin;
-use crate::agent::{self, Agent, Wiring};
+use crate::agent::{self, Agent, Installer, Wiring};
 use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
-use crate::config::{self, Config, Intercept};
+use crate::config::{self, Config, Install, Intercept};
 use crate::handover::{self, Estate, Event};
 use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
@@ -134,6 +134,7 @@ struct Settled {
     metrics: Option<SocketAddr>,
     socket: PathBuf,
     ca_dir: PathBuf,
+    trust: (Install, PathBuf, bool),
 }
 
 impl Settled {
@@ -144,6 +145,7 @@ impl Settled {
             metrics: config.metrics,
             socket: config.socket.clone(),
             ca_dir: config.ca_dir.clone(),
+            trust: (config.trust.install, config.trust.dir.clone(), config.trust.host),
         }
     }
 }
@@ -181,6 +183,7 @@ async fn daemon(args: &RunArgs) -> Result<(), Error> {
         narrow: Some(shared),
         workloads: workloads.clone(),
         authority,
+        installer: Installer::of(&config.trust),
         metrics: metrics.clone(),
         ledger: Ledger::default(),
         listen_v4: (LISTEN_V4, settled.port).into(),
@@ -368,7 +371,7 @@ impl Daemon {
         let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
         agent_cgroup(&self.mount, &enrolled)?;
         if Settled::of(&config) != self.settled {
-            tracing::warn!("listen, admin and ca.dir take effect when the agent is restarted");
+            tracing::warn!("listen, admin, ca.dir and trust take effect when the agent is restarted");
         }
         let intercept = config.intercept.clone();
         let prepared = self.agent.prepare(config)?;
