@@ -16,4 +16,5 @@ mod pods;
 mod soak;
 mod support;
 mod takeover;
+mod trust_live;
 mod trust_state;
