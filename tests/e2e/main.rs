@@ -18,4 +18,5 @@ mod seeing;
 mod soak;
 mod support;
 mod takeover;
+mod trust_live;
 mod trust_state;

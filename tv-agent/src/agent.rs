@@ -41,12 +41,14 @@ mod ending;
 mod keys;
 mod names;
 mod namespaces;
+mod trusting;
 
 use authority::Authorities;
 use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
+pub use trusting::Installer;
 
 /// Why the agent does not start, or does not take a new configuration.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +89,8 @@ pub enum Error {
     Traces(#[from] traces::Error),
     #[error(transparent)]
     Ca(#[from] ca::Error),
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
     #[error(
         "the CA may not sign for {subtree} (route hosts changed since it was made); run `tv-agent ca init` again"
     )]
@@ -103,6 +107,8 @@ pub struct Wiring {
     pub narrow: Option<Arc<dyn Narrow>>,
     pub workloads: Arc<Workloads>,
     pub authority: Arc<Authority>,
+    /// Brings the CA to workloads that run; None: nobody does.
+    pub installer: Option<Installer>,
     pub metrics: Metrics,
     /// What was put into which mount namespace.
     pub ledger: Ledger,
@@ -158,6 +164,7 @@ impl Agent {
             narrow,
             workloads,
             authority,
+            installer,
             metrics,
             ledger,
             listen_v4,
@@ -202,7 +209,7 @@ impl Agent {
         let leaves = Arc::new(Leaves::new(authority, may_mint, metrics.clone())?);
         let signing = leaves.clone();
         let issuing = move || trust::fingerprint(signing.authority().root_der()).into();
-        let processes = Processes::new(ledger, Arc::new(issuing), flows.clone(), metrics.clone());
+        let processes = Processes::new(ledger.clone(), Arc::new(issuing), flows.clone(), metrics.clone());
         let terminator = Terminator::new(leaves.clone(), limits::HANDSHAKE_TIME, metrics.clone());
         let authorities = Authorities::new(leaves, terminator.clone(), metrics.clone());
         let candidates = names::candidates(narrow.clone());
@@ -257,6 +264,19 @@ impl Agent {
                 metrics: metrics.clone(),
             };
             loops.push(tokio::spawn(watch.run(watched.clone())));
+            if let Some(installer) = installer {
+                let (found, metrics) = (found.clone(), metrics.clone());
+                let authority = authorities.watch();
+                let install = trusting::run(
+                    installer,
+                    ledger.clone(),
+                    found,
+                    authority,
+                    metrics,
+                    watched.clone(),
+                );
+                loops.push(tokio::spawn(install));
+            }
             let namespaces = Namespaces {
                 serve: Box::new(move |listener, netns, phase| Box::pin(server.serve(listener, netns, phase))),
                 sweep: {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{DEFAULT_SOCKET, default_ca_dir};
+use crate::config::{DEFAULT_SOCKET, DEFAULT_TRUST_DIR, default_ca_dir};
 
 /// Exit codes, the same for all commands; `exec` otherwise ends with its command's own.
 pub mod exit {
@@ -66,11 +66,14 @@ pub enum Command {
     #[command(subcommand)]
     Trust(TrustCommand),
     /// Removes what agents that are gone have left in the kernel.
-    Cleanup(OutputArgs),
+    Cleanup(CleanupArgs),
     /// Writes what helps to find a fault into one archive, without secrets.
     BugReport(BugReportArgs),
     /// Version of the agent and digest of its kernel half.
     Version(OutputArgs),
+    /// Enters mount namespaces for the agent.
+    #[command(name = "__trust-mount", hide = true)]
+    TrustMount,
     /// The step between `exec` and its command.
     #[command(name = "__enter", hide = true)]
     Enter(EnterArgs),
@@ -303,6 +306,29 @@ pub enum TrustCommand {
     Env(TrustEnvArgs),
     /// What the running daemon believes of each enrolled process, and what to do.
     List(ControlArgs),
+    /// Completes a TLS handshake with each store of workloads, as their runtimes read it; exit code 1 if one fails.
+    Verify(TrustVerifyArgs),
+}
+
+#[derive(Args)]
+pub struct TrustVerifyArgs {
+    /// Directory of the CA [default: /var/lib/tv-agent/ca].
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// A process to ask for its stores; may be given several times. Without it, all that the daemon knows.
+    #[arg(long, value_name = "PID")]
+    pub pid: Vec<u32>,
+    #[command(flatten)]
+    pub control: ControlArgs,
+}
+
+#[derive(Args)]
+pub struct CleanupArgs {
+    /// trust.dir of the configuration, where the copies of workloads' stores lie.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_TRUST_DIR)]
+    pub trust_dir: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 #[derive(Args)]

@@ -30,7 +30,7 @@ mod trust;
 mod workloads;
 
 pub use raw::{OnAgentDown, Quic};
-pub use trust::{Install, Trust};
+pub use trust::{DEFAULT_DIR as DEFAULT_TRUST_DIR, Install, Trust};
 
 /// Reads an environment variable; a function, so that tests never touch the process's own.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -83,6 +83,22 @@ pub const TRUST_FILE_BYTES: u64 = 16 * 1024 * 1024;
 pub const TRUST_BYTES: u64 = 64 * 1024 * 1024;
 /// Most entries of a certificate directory that are copied for `exec`, subdirectories included.
 pub const TRUST_ENTRIES: usize = 8192;
+/// Processes of one mount namespace that are asked for what they read; further ones are not.
+pub const TRUST_DWELLERS: usize = 64;
+/// Stores of running processes that are looked after in one mount namespace, besides the system's.
+pub const TRUST_EXTRA: usize = 64;
+/// Mount namespaces (and roots in them) that are looked after.
+pub const TRUST_PLACES: usize = 2048;
+/// Longest of the files in /proc that tell what a process reads, bytes.
+pub const TRUST_PROC_BYTES: u64 = 4 * 1024 * 1024;
+/// Descriptors of one process that are looked at for its stores.
+pub const TRUST_DESCRIPTORS: usize = 256;
+/// Longest message between the agent and the helper that enters mount namespaces, bytes.
+pub const TRUST_MESSAGE_BYTES: usize = 64 * 1024;
+/// Time for the helper to answer; it is a matter of milliseconds.
+pub const TRUST_HELPER_TIME: Duration = Duration::from_secs(10);
+/// Longest list of mounts that is read, bytes; 100,000 mounts, the kernel's own limit, have some 10 MiB.
+pub const MOUNTINFO_BYTES: u64 = 16 * 1024 * 1024;
 /// Processes whose trust is remembered; the one that was seen longest ago goes first.
 pub const TRUST_PROCESSES: usize = 4096;
 /// How long a connection waits for the CA to be put into its process' mount namespace.

@@ -1,6 +1,7 @@
 //! The program: arguments, logging, and one command.
 
 use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -11,6 +12,7 @@ use tv_agent::cli::{Cli, Command, exit};
 use tv_agent::commands;
 use tv_agent::control::LogFilter;
 use tv_agent::enter::{EnterSpec, enter};
+use tv_agent::trust::live;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -30,6 +32,16 @@ fn main() -> ExitCode {
         };
         eprintln!("tv-agent: exec: {}", commands::chain(&error));
         return error.exit_code().into();
+    }
+    if let Command::TrustMount = &cli.command {
+        // As above; standard input is the agent's end.
+        return match live::serve(std::io::stdin().as_fd()) {
+            Ok(()) => exit::OK.into(),
+            Err(error) => {
+                eprintln!("tv-agent: the helper that enters mount namespaces: {error}");
+                exit::FAILED.into()
+            }
+        };
     }
     let filter = log(&cli);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -56,10 +68,10 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
         Command::Keys(command) => commands::keys::run(&command).await,
         Command::Ca(command) => commands::ca::run(&command).await,
         Command::Trust(command) => commands::trust::run(&command).await,
-        Command::Cleanup(args) => commands::cleanup::run(args),
+        Command::Cleanup(args) => commands::cleanup::run(&args),
         Command::BugReport(args) => commands::bug_report::run(&args).await,
         Command::Version(args) => commands::version::run(args),
-        Command::Enter(_) => unreachable!("handled before the runtime"),
+        Command::Enter(_) | Command::TrustMount => unreachable!("handled before the runtime"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Network namespaces of workloads: found by their processes, entered to make a socket, let go when dead.
+//! Network namespaces of workloads: found by their processes (mount namespaces too, for `trust`), entered to make a socket, let go when dead.
 //!
 //! An open descriptor of a namespace keeps it alive, and so do its sockets. A [`Netns`] holds one until it is
 //! [closed](Netns::close); whoever holds sockets looks at [`Netns::is_closed`].
@@ -20,7 +20,7 @@ use crate::{diag, sys};
 mod discover;
 mod enter;
 
-pub use discover::{Bounds, Found, Seen, discover};
+pub use discover::{Bounds, Found, MountsId, Seen, discover};
 pub(crate) use discover::{processes, subdirectories};
 pub use enter::Visitors;
 

@@ -202,6 +202,101 @@ pub fn takes_program(program_type: u32, hook: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// A detached copy of the mount that `at` lies in, beginning at `at`; with `all`, of those below it too
+/// (open_tree(2), Linux 5.2). It is taken apart when the descriptor is closed, unless it was attached.
+///
+/// # Errors
+/// EINVAL: the mount is not one of the caller's mount namespace. EPERM: CAP_SYS_ADMIN is missing there.
+pub fn clone_mount(at: BorrowedFd<'_>, all: bool) -> io::Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
+    if all {
+        flags |= libc::AT_RECURSIVE.cast_unsigned();
+    }
+    // SAFETY: the path is a C string that lives for ever; the call writes no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) };
+    let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0);
+    let fd = fd.ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the kernel just made this descriptor for us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes the mount whose root `at` is private (mount_setattr(2), Linux 5.12); with `all`, those below it too.
+/// `attributes` (`MOUNT_ATTR_*`) are set besides.
+///
+/// # Errors
+/// EINVAL: `at` is no root of a mount, or its mount is in another mount namespace.
+pub fn make_private(at: BorrowedFd<'_>, all: bool, attributes: u64) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH;
+    if all {
+        flags |= libc::AT_RECURSIVE;
+    }
+    let attributes = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is a C string; `attributes` lives across the call and is as long as is said.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of_val(&attributes),
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Where [`attach`] puts a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    Over,
+    /// Below the mount whose root is the target, to be seen when that goes (Linux 6.5).
+    Beneath,
+    /// Nowhere: the target's mount becomes a peer of the other (Linux 5.15).
+    Group,
+}
+
+/// move_mount(2), Linux 5.2: `tree`, of [`clone_mount`], to `target`, which may lie in the namespace that the calling
+/// thread has entered meanwhile.
+///
+/// # Errors
+/// EINVAL: a directory over a file or the reverse, a target outside the caller's mount namespace, or a kernel that
+/// does not know the way. EPERM: CAP_SYS_ADMIN is missing there.
+pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, way: Attach) -> io::Result<()> {
+    /// include/uapi/linux/mount.h; libc has it for some targets only.
+    const MOVE_MOUNT_BENEATH: libc::c_uint = 0x200;
+    let way = match way {
+        Attach::Over => 0,
+        Attach::Beneath => MOVE_MOUNT_BENEATH,
+        Attach::Group => libc::MOVE_MOUNT_SET_GROUP,
+    };
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH | way;
+    // SAFETY: both paths are C strings that live for ever; the call writes no memory of ours.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+        )
+    };
+    if rc == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,5 +357,16 @@ mod tests {
         const SOCK_ADDR: u32 = 18;
         assert!(takes_program(SOCK_ADDR, 0xffff).is_err());
         assert!(takes_program(u32::MAX, 0).is_err());
+    }
+
+    /// Root or not: what is no mount is neither copied, changed nor attached. That mounts are is shown by the e2e tests.
+    #[test]
+    fn what_is_no_mount_is_an_error() {
+        let (one, other) = std::io::pipe().unwrap();
+        assert!(clone_mount(one.as_fd(), false).is_err());
+        assert!(make_private(one.as_fd(), true, 0).is_err());
+        for way in [Attach::Over, Attach::Beneath, Attach::Group] {
+            assert!(attach(one.as_fd(), other.as_fd(), way).is_err());
+        }
     }
 }

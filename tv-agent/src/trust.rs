@@ -15,6 +15,7 @@ mod journal;
 pub mod keystore;
 mod layout;
 mod ledger;
+pub mod live;
 mod packages;
 mod place;
 mod root;

@@ -30,6 +30,10 @@ impl Authorities {
         }
     }
 
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<Authority>> {
+        self.present.subscribe()
+    }
+
     pub(super) fn present(&self) -> Arc<Authority> {
         self.present.borrow().clone()
     }
@@ -38,7 +42,7 @@ impl Authorities {
 impl Agent {
     /// The CA in force, and each that comes after it.
     pub fn authority(&self) -> watch::Receiver<Arc<Authority>> {
-        self.authorities.present.subscribe()
+        self.authorities.watch()
     }
 
     /// From now on `authority` signs. Connections go on; where another root signs, no session of before is resumed. Call

@@ -6,11 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::{PIN_ROOT, RUN_DIR, chain, print};
-use crate::cli::{OutputArgs, exit};
+use crate::cli::{CleanupArgs, exit};
 use crate::config::DEFAULT_SOCKET;
 use crate::redirect::{self, Removed};
+use crate::trust::{self, live};
 
-pub fn run(args: OutputArgs) -> u8 {
+pub fn run(args: &CleanupArgs) -> u8 {
     let run_dir = Path::new(RUN_DIR);
     let cleaned = redirect::cleanup(Path::new(PIN_ROOT), run_dir)
         .map_err(Error::Redirect)
@@ -18,11 +19,12 @@ pub fn run(args: OutputArgs) -> u8 {
             let mount = redirect::cgroup2_mount().map_err(Error::Mount)?;
             remove_exec_directories(run_dir, &mount, &mut removed)?;
             remove_dead_socket(Path::new(DEFAULT_SOCKET), &mut removed)?;
+            remove_trust(&args.trust_dir, &mut removed)?;
             Ok(removed)
         });
     match cleaned {
         Ok(removed) => {
-            print(args.output, &removed, || {
+            print(args.output.output, &removed, || {
                 if removed.is_empty() {
                     return "nothing was left behind".to_owned();
                 }
@@ -43,6 +45,17 @@ enum Error {
     Redirect(redirect::Error),
     #[error("cannot find the cgroup2 mount")]
     Mount(#[source] io::Error),
+    #[error(transparent)]
+    Trust(#[from] live::Error),
+    #[error(
+        "{count} mounts of the CA are left, which somebody has covered or in namespaces that cannot be entered; end \
+         their processes, or unmount what covers them, and try again"
+    )]
+    MountsLeft { count: usize },
+    #[error("the CA cannot be taken out of the machine's own stores")]
+    Host(#[source] trust::Error),
+    #[error("the CA is left in {count} of the machine's own stores; `tv-agent trust uninstall` says which")]
+    HostLeft { count: usize },
     #[error("cannot remove {}", path.display())]
     Remove { path: PathBuf, source: io::Error },
 }
@@ -82,6 +95,41 @@ fn remove_exec_directories(run_dir: &Path, mount: &Path, removed: &mut Vec<Remov
             what: "directory",
             path,
         });
+    }
+    Ok(())
+}
+
+/// Takes the CA out of the mount namespaces of workloads, unless an agent runs that looks after it.
+fn remove_trust(dir: &Path, removed: &mut Vec<Removed>) -> Result<(), Error> {
+    let mark = dir.join(live::HOST_MARK);
+    let cleaned = match live::cleanup(dir, Path::new("/proc/self/exe")) {
+        Err(live::Error::Locked { .. }) => return Ok(()),
+        other => other?,
+    };
+    let one = |what| Removed {
+        what,
+        path: dir.to_owned(),
+    };
+    removed.extend((0..cleaned.mounts).map(|_| one("mount from")));
+    removed.extend((0..cleaned.directories).map(|_| one("directory in")));
+    if mark.exists() {
+        let taken = live::host_root()
+            .and_then(|root| trust::uninstall(&root))
+            .map_err(Error::Host)?;
+        let changed = taken.restored.into_iter().chain(taken.taken_out);
+        removed.extend(changed.map(|path| Removed {
+            what: "the CA from",
+            path,
+        }));
+        if !taken.left.is_empty() {
+            return Err(Error::HostLeft {
+                count: taken.left.len(),
+            });
+        }
+        fs::remove_file(&mark).map_err(|source| Error::Remove { path: mark, source })?;
+    }
+    if cleaned.left > 0 {
+        return Err(Error::MountsLeft { count: cleaned.left });
     }
     Ok(())
 }

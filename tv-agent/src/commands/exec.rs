@@ -123,6 +123,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
         narrow: Some(handles),
         workloads: Arc::new(Workloads::new(mount, vec![cgroup.0.clone()])),
         authority,
+        installer: None,
         metrics,
         ledger: trust::Ledger::default(),
         // A free port: several run side by side, and beside a daemon.

@@ -15,11 +15,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin;
-use crate::agent::{self, Agent, Wiring};
+use crate::agent::{self, Agent, Installer, Wiring};
 use crate::audit;
 use crate::ca;
 use crate::cli::{RunArgs, exit};
-use crate::config::{self, Config, Intercept};
+use crate::config::{self, Config, Install, Intercept};
 use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
 use crate::limits;
@@ -147,7 +147,7 @@ struct Settled {
     ca_dir: PathBuf,
     audit: Option<audit::Settings>,
     traces: Option<(traces::Settings, Vec<PathBuf>)>,
-    trust_dir: PathBuf,
+    trust: (Install, PathBuf, bool),
 }
 
 impl Settled {
@@ -161,7 +161,7 @@ impl Settled {
             ca_dir: config.ca_dir.clone(),
             audit: config.audit.clone(),
             traces: config.traces.clone(),
-            trust_dir: config.trust.dir.clone(),
+            trust: (config.trust.install, config.trust.dir.clone(), config.trust.host),
         }
     }
 }
@@ -202,6 +202,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         narrow: Some(shared),
         workloads: workloads.clone(),
         authority,
+        installer: Installer::of(&config.trust),
         metrics: metrics.clone(),
         ledger: Ledger::default(),
         listen_v4: (LISTEN_V4, settled.port).into(),
@@ -381,7 +382,7 @@ impl Daemon {
         agent_cgroup(&self.mount, &enrolled)?;
         if Settled::of(&config) != self.settled {
             tracing::warn!(
-                "listen, admin, audit, traces, ca.dir and trust.dir take effect when the agent is restarted"
+                "listen, admin, audit, traces, ca.dir and trust take effect when the agent is restarted"
             );
         }
         let intercept = config.intercept.clone();

@@ -3,6 +3,7 @@
 mod env;
 mod install;
 mod list;
+mod verify;
 
 use std::path::{Path, PathBuf};
 
@@ -34,5 +35,6 @@ pub async fn run(command: &TrustCommand) -> u8 {
         TrustCommand::Uninstall(args) => install::uninstall(args),
         TrustCommand::Env(args) => env::run(args),
         TrustCommand::List(args) => list::run(args).await,
+        TrustCommand::Verify(args) => verify::run(args).await,
     }
 }

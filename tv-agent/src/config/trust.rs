@@ -9,7 +9,7 @@ use super::*;
 use crate::policy::OnUntrusted;
 
 /// Where the copies of stores lie that are mounted into workloads.
-const DEFAULT_DIR: &str = "/run/tv-agent/trust";
+pub const DEFAULT_DIR: &str = "/run/tv-agent/trust";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trust {

@@ -1,10 +1,11 @@
-//! Which network namespaces the processes of some cgroup subtrees live in: looked at when a cgroup changes, and
-//! four times a second whatever happens.
+//! Which network and mount namespaces the processes of some cgroup subtrees live in: looked at when a cgroup changes,
+//! and four times a second whatever happens.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,14 +52,35 @@ pub struct Seen {
     pub cgroup: Arc<Path>,
 }
 
+/// Device and inode of a mount namespace's nsfs file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MountsId {
+    pub dev: u64,
+    pub ino: u64,
+}
+
 /// What one look found.
 #[derive(Debug, Default)]
 pub struct Found {
     pub namespaces: HashMap<NetnsId, Seen>,
+    /// Of each mount namespace, the first [`limits::TRUST_DWELLERS`] that were seen in it.
+    pub mounts: HashMap<MountsId, Vec<Seen>>,
     /// There were more cgroups or processes than [`Bounds`] allows.
     pub truncated: bool,
     /// There were processes that cannot be looked at: of another pid namespace, or for want of CAP_SYS_PTRACE.
     pub hidden: bool,
+}
+
+impl MountsId {
+    /// # Errors
+    /// When `path` is not there.
+    pub fn of(path: &str) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            dev: metadata.dev(),
+            ino: metadata.ino(),
+        })
+    }
 }
 
 /// Starts a thread that looks until the receiver is dropped. `roots` are asked for each time.
@@ -105,6 +127,7 @@ struct Looker {
 #[derive(Clone, Copy)]
 struct Known {
     netns: NetnsId,
+    mounts: MountsId,
     /// The round in which it was looked at.
     checked: u64,
 }
@@ -161,10 +184,15 @@ impl Looker {
                     }
                 };
                 known.insert(process, now);
-                found.namespaces.entry(now.netns).or_insert_with(|| Seen {
+                let seen = || Seen {
                     process,
                     cgroup: cgroup.clone(),
-                });
+                };
+                found.namespaces.entry(now.netns).or_insert_with(seen);
+                let dwellers = found.mounts.entry(now.mounts).or_default();
+                if dwellers.len() < limits::TRUST_DWELLERS {
+                    dwellers.push(seen());
+                }
             }
             todo.extend(subdirectories(&directory));
         }
@@ -176,6 +204,7 @@ impl Looker {
         let metadata = fs::metadata(format!("/proc/{process}/ns/net"))?;
         Ok(Known {
             netns: id_of(&metadata),
+            mounts: MountsId::of(&format!("/proc/{process}/ns/mnt"))?,
             checked: self.round,
         })
     }
