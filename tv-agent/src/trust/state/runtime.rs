@@ -15,6 +15,8 @@ use crate::workload::Opened;
 pub enum Runtime {
     Go,
     Node,
+    /// Node with `--use-openssl-ca`: it reads the system's store, at each connection.
+    NodeOpenssl,
     Deno,
     Bun,
     Java,
@@ -37,6 +39,7 @@ impl Runtime {
         match self {
             Self::Go => "go",
             Self::Node => "node",
+            Self::NodeOpenssl => "node_openssl",
             Self::Deno => "deno",
             Self::Bun => "bun",
             Self::Java => "java",
@@ -53,20 +56,27 @@ impl Runtime {
     /// Whether it keeps the roots of its first use, so that it needs a restart to see another.
     pub fn caches(self) -> bool {
         match self {
-            Self::Go | Self::Node | Self::Deno | Self::Bun | Self::Java | Self::Dotnet => true,
-            Self::Python | Self::Ruby | Self::Php | Self::Curl | Self::Native | Self::Unknown => false,
+            Self::Go | Self::Node | Self::Deno | Self::Java | Self::Dotnet => true,
+            Self::NodeOpenssl
+            | Self::Bun
+            | Self::Python
+            | Self::Ruby
+            | Self::Php
+            | Self::Curl
+            | Self::Native
+            | Self::Unknown => false,
         }
     }
 
     /// Whether its default roots are compiled in, so that no store of the system reaches it.
     pub(super) fn brings_roots(self) -> bool {
-        matches!(self, Self::Node | Self::Deno | Self::Bun)
+        matches!(self, Self::Node | Self::Deno)
     }
 
     /// What brings our CA to a new process of it, where its own store does not.
     pub(super) fn means(self) -> &'static str {
         match self {
-            Self::Go | Self::Dotnet | Self::Ruby => "SSL_CERT_FILE",
+            Self::Go | Self::Dotnet | Self::Ruby | Self::NodeOpenssl => "SSL_CERT_FILE",
             Self::Node | Self::Bun => "NODE_EXTRA_CA_CERTS",
             Self::Deno => "DENO_CERT",
             Self::Java => "-Djavax.net.ssl.trustStore in JAVA_TOOL_OPTIONS",
@@ -104,7 +114,8 @@ impl Runtime {
         let path = process.link("exe")?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(runtime) = Self::of_name(&name) {
-            return Ok(runtime);
+            let asked = runtime == Self::Node && asks_for_openssl(process)?;
+            return Ok(if asked { Self::NodeOpenssl } else { runtime });
         }
         if elf::is_go(&process.open("exe")?).unwrap_or(false) {
             return Ok(Self::Go);
@@ -124,6 +135,26 @@ impl Runtime {
             None
         }
     }
+}
+
+/// Whether Node was started with the option, on the command line or by NODE_OPTIONS.
+fn asks_for_openssl(process: &Opened) -> io::Result<bool> {
+    let arguments = process.read("cmdline", limits::MAPS_BYTES)?;
+    let environment = process.read("environ", limits::MAPS_BYTES)?;
+    Ok(names_openssl(&arguments, &environment))
+}
+
+/// By proc_pid_cmdline(5) and proc_pid_environ(5). Pure.
+fn names_openssl(arguments: &[u8], environment: &[u8]) -> bool {
+    const OPTION: &[u8] = b"--use-openssl-ca";
+    let options = environment
+        .split(|byte| *byte == 0)
+        .filter_map(|variable| variable.strip_prefix(b"NODE_OPTIONS="))
+        .flat_map(|options| options.split(u8::is_ascii_whitespace));
+    arguments
+        .split(|byte| *byte == 0)
+        .chain(options)
+        .any(|word| word == OPTION)
 }
 
 #[cfg(test)]
@@ -155,6 +186,21 @@ mod tests {
             Some(Runtime::Dotnet)
         );
         assert_eq!(Runtime::of_maps("7f00 r-xp /app/xlibjvm.so\n"), None);
+    }
+
+    #[test]
+    fn node_says_when_it_reads_the_systems_store() {
+        let none = b"node\0/app.js\0";
+        assert!(!names_openssl(
+            none,
+            b"PATH=/bin\0NODE_OPTIONS=--max-old-space-size=64\0"
+        ));
+        assert!(names_openssl(b"node\0--use-openssl-ca\0/app.js\0", b""));
+        assert!(names_openssl(
+            none,
+            b"A=b\0NODE_OPTIONS=--inspect --use-openssl-ca\0"
+        ));
+        assert!(!names_openssl(none, b"X_NODE_OPTIONS=--use-openssl-ca\0"));
     }
 
     #[test]
