@@ -27,6 +27,7 @@ use crate::sign;
 use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
+use crate::token::shared::Shared;
 use crate::token::{self, Tokens};
 use crate::tunnel::Pipes;
 use crate::upstream::roots;
@@ -37,6 +38,7 @@ mod ending;
 mod keys;
 mod names;
 mod namespaces;
+mod sharing;
 
 use compose::snapshot;
 pub use ending::Inheritance;
@@ -66,6 +68,10 @@ pub enum Error {
     },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
+    #[error("shared_cache.extra_roots")]
+    SharedRoots(#[source] roots::Error),
+    #[error("shared_cache: cannot set up TLS")]
+    Shared(#[source] https::Error),
     #[error(transparent)]
     Keys(#[from] sign::SetError),
     #[error("keysets.{set}.extra_roots")]
@@ -99,7 +105,10 @@ pub struct Wiring {
 }
 
 /// A configuration that can be put in force: see [`Agent::prepare`].
-pub struct Prepared(Snapshot);
+pub struct Prepared {
+    snapshot: Snapshot,
+    shared: Option<Arc<Shared>>,
+}
 
 /// A running agent.
 pub struct Agent {
@@ -135,7 +144,7 @@ impl Agent {
     }
 
     /// As [`start`](Self::start), with the listeners of another agent, which may be accepting from them as well.
-    pub async fn go_on(config: Config, wiring: Wiring, inheritance: Inheritance) -> Result<Self, Error> {
+    pub async fn go_on(mut config: Config, wiring: Wiring, inheritance: Inheritance) -> Result<Self, Error> {
         let Wiring {
             origins,
             own,
@@ -150,6 +159,8 @@ impl Agent {
         check_permitted(&config, &authority)?;
         let drain = config.drain;
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
+        let shared = config.shared_cache.take();
+        let shared = sharing::shared(shared, &dialer, authority.root_der(), &metrics, None)?;
         let current = Current::new(snapshot(config, &dialer, authority.root_der(), &metrics, None)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
@@ -169,6 +180,7 @@ impl Agent {
         let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
         let room = limits::connections(open_files);
         let tokens = Tokens::new(metrics.clone());
+        tokens.share(shared);
         let flows = Flows::new();
         let (phase, watched) = watch::channel(Phase::Serving);
         let (orders, ordered) = mpsc::channel(1);
@@ -297,16 +309,20 @@ impl Agent {
     }
 
     /// Builds all that a configuration needs, without using it yet.
-    pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
+    pub fn prepare(&self, mut config: Config) -> Result<Prepared, Error> {
         check_permitted(&config, &self.authority)?;
         let root = self.authority.root_der();
+        let shared = config.shared_cache.take();
+        let shared = sharing::shared(shared, &self.dialer, root, &self.metrics, self.tokens.shared())?;
         let before = &self.current.load().keysets;
-        snapshot(config, &self.dialer, root, &self.metrics, Some(before)).map(Prepared)
+        let snapshot = snapshot(config, &self.dialer, root, &self.metrics, Some(before))?;
+        Ok(Prepared { snapshot, shared })
     }
 
     /// Puts in force what was prepared. Cannot fail.
     pub fn install(&self, prepared: Prepared) {
-        self.current.replace(prepared.0);
+        self.tokens.share(prepared.shared);
+        self.current.replace(prepared.snapshot);
     }
 
     /// What has to be done now and then: lets go of idle upstream connections.

@@ -13,6 +13,7 @@ use crate::policy::credentials::OnForeignToken;
 
 pub mod inject;
 pub mod keyset;
+pub mod shared;
 pub mod vault;
 mod verifier;
 
@@ -30,6 +31,7 @@ pub struct Raw {
     /// Where generated keys are kept.
     pub keysets_dir: Option<PathBuf>,
     pub routes: Vec<Spanned<Route>>,
+    pub shared_cache: Option<shared::SharedCache>,
     pub upstream: Upstream,
     pub admin: Admin,
     pub ca: Ca,
