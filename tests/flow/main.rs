@@ -16,6 +16,7 @@ mod provider;
 mod purge;
 mod reload;
 mod secrets;
+mod shared;
 mod signer;
 mod steps;
 mod storm;

@@ -10,6 +10,7 @@ pub mod js;
 pub mod probe;
 pub mod process;
 pub mod provider;
+pub mod redis;
 pub mod sandbox;
 pub mod sys;
 pub mod tools;
