@@ -12,6 +12,7 @@ pub mod process;
 pub mod provider;
 pub mod redis;
 pub mod sandbox;
+pub mod sim;
 pub mod sys;
 pub mod tools;
 pub mod world;
