@@ -35,7 +35,7 @@ impl Checker<'_> {
         let prefix = match &raw.prefix {
             Some(at) if is_prefix(&at.value) => at.value.clone(),
             Some(at) => {
-                let problem = "cannot begin a name; allowed: up to 64 letters, digits and : . _ -";
+                let problem = "cannot begin a name; allowed: 1 to 64 letters, digits and : . _ -";
                 return Err(self.value("shared_cache.prefix", at, &at.value, problem));
             }
             None => DEFAULT_PREFIX.to_owned(),
@@ -137,7 +137,7 @@ impl Checker<'_> {
 
 /// Nothing in it may mean something to SCAN's patterns.
 fn is_prefix(text: &str) -> bool {
-    text.len() <= PREFIX
+    (1..=PREFIX).contains(&text.len())
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b":._-".contains(&b))

@@ -28,42 +28,46 @@ impl Shared {
         });
     }
 
-    /// Deletes the tokens of `keys`, or with `all` every token under the prefix, in the background.
+    /// Deletes the tokens of `keys`, and with `all` every token under the prefix, in the background.
     pub(in crate::token) fn flush(self: &Arc<Self>, keys: Vec<Arc<Key>>, all: bool) {
         let shared = self.clone();
         self.errand(async move {
-            for some in keys.chunks(64) {
-                let names = some.iter().flat_map(|key| shared.ring.names(&shared.prefix, key));
-                if shared.unlink(names.collect()).await.is_err() {
-                    return;
+            match shared.empty(&keys, all).await {
+                Ok(()) => shared.metrics.shared_cache(Event::Flushed.label()),
+                Err(event) => {
+                    let cause = event.label();
+                    tracing::warn!(
+                        cause,
+                        "the shared cache was not flushed to the end; flush again when it answers"
+                    );
                 }
             }
-            if all {
-                shared.flush_all().await;
-            }
-            shared.metrics.shared_cache(Event::Flushed.label());
         });
     }
 
-    async fn flush_all(&self) {
+    async fn empty(&self, keys: &[Arc<Key>], all: bool) -> Result<(), Event> {
+        for some in keys.chunks(64) {
+            let names = some.iter().flat_map(|key| self.ring.names(&self.prefix, key));
+            self.unlink(names.collect()).await?;
+        }
         let mut cursor = 0u64;
         // Bounded: a server that lies about the end must not keep us here.
-        for _ in 0..limits::SHARED_FLUSH_STEPS {
+        for _ in 0..if all { limits::SHARED_FLUSH_STEPS } else { 0 } {
             let mut scan = redis::cmd("SCAN");
             scan.arg(cursor)
                 .arg("MATCH")
                 .arg(format!("{}*", self.prefix))
                 .arg("COUNT")
                 .arg(500);
-            let scanned = self.link.ask_within(&scan, limits::SHARED_ERRAND_TIME).await;
-            let Ok::<(u64, Vec<String>), _>((next, names)) = scanned else {
-                return;
-            };
-            if self.unlink(names).await.is_err() || next == 0 {
-                return;
+            let (next, names): (u64, Vec<String>) =
+                self.link.ask_within(&scan, limits::SHARED_ERRAND_TIME).await?;
+            self.unlink(names).await?;
+            if next == 0 {
+                return Ok(());
             }
             cursor = next;
         }
+        if all { Err(Event::Nonsense) } else { Ok(()) }
     }
 
     async fn unlink(&self, names: Vec<String>) -> Result<(), Event> {

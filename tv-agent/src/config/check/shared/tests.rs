@@ -99,6 +99,10 @@ fn each_mistake_is_named_with_what_is_allowed() {
             "never the secret itself",
         ),
         (
+            format!("  url: redis://c\n  prefix: \"\"{keys}"),
+            "shared_cache.prefix",
+        ),
+        (
             format!("  url: redis://c\n  prefix: \"a*\"{keys}"),
             "shared_cache.prefix",
         ),
