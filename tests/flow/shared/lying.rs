@@ -210,6 +210,19 @@ async fn a_server_that_speaks_nonsense_costs_a_moment_and_little_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_neither_gives_nor_takes_the_lock_is_asked_twice() {
+    let tenant = Tenant::start();
+    // To each look: nothing there, and nobody reached for the lock.
+    let (port, answered) = liar(b"*2\r\n*1\r\n$-1\r\n:-1\r\n!!!").await;
+    let node = Node::with(&tenant, settings(port, &KEYS[..1]));
+    node.connected().await;
+    assert_eq!(node.source().await, Source::Exchange);
+    node.counted("nonsense", 1).await;
+    // The token is put there afterwards.
+    assert!(answered.load(Ordering::Relaxed) <= 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_never_comes_to_the_end_of_its_names_is_asked_a_bounded_number_of_times() {
     let tenant = Tenant::start();
     // To SCAN: go on at 7, nothing so far.

@@ -246,6 +246,11 @@ impl Shared {
                     let settled = value == Value::Settled;
                     return Claim::Keep { settled };
                 }
+                // A server that does not do what it is told must not keep us here.
+                (Step::Insist, _) if mode == "insist" => {
+                    self.metrics.shared_cache(Event::Nonsense.label());
+                    return Claim::Ask(berth(None));
+                }
                 (Step::Insist, _) => mode = "insist",
                 (Step::Wait(pause), _) => {
                     tokio::time::sleep(pause).await;
