@@ -15,6 +15,7 @@ mod paths;
 mod pods;
 mod rotation;
 mod seeing;
+mod shared;
 mod soak;
 mod support;
 mod takeover;

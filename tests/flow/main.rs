@@ -17,6 +17,7 @@ mod provider;
 mod purge;
 mod reload;
 mod secrets;
+mod shared;
 mod signer;
 mod steps;
 mod storm;

@@ -28,6 +28,7 @@ use crate::sign;
 use crate::snapshot::{Current, Snapshot};
 use crate::strays;
 use crate::terminate::Terminator;
+use crate::token::shared::Shared;
 use crate::token::{self, Tokens};
 use crate::traces::{self, Traces};
 use crate::trust::{self, Ledger, Processes};
@@ -41,6 +42,7 @@ mod ending;
 mod keys;
 mod names;
 mod namespaces;
+mod sharing;
 mod trusting;
 
 use authority::Authorities;
@@ -73,6 +75,10 @@ pub enum Error {
     },
     #[error(transparent)]
     Vault(#[from] token::BuildError),
+    #[error("shared_cache.extra_roots")]
+    SharedRoots(#[source] roots::Error),
+    #[error("shared_cache: cannot set up TLS")]
+    Shared(#[source] https::Error),
     #[error(transparent)]
     Keys(#[from] sign::SetError),
     #[error("keysets.{set}.extra_roots")]
@@ -118,7 +124,10 @@ pub struct Wiring {
 }
 
 /// A configuration that can be put in force: see [`Agent::prepare`].
-pub struct Prepared(Snapshot);
+pub struct Prepared {
+    snapshot: Snapshot,
+    shared: Option<Arc<Shared>>,
+}
 
 /// A running agent.
 pub struct Agent {
@@ -156,7 +165,7 @@ impl Agent {
     }
 
     /// As [`start`](Self::start), with the listeners of another agent, which may be accepting from them as well.
-    pub async fn go_on(config: Config, wiring: Wiring, inheritance: Inheritance) -> Result<Self, Error> {
+    pub async fn go_on(mut config: Config, wiring: Wiring, inheritance: Inheritance) -> Result<Self, Error> {
         let Wiring {
             origins,
             own,
@@ -173,6 +182,8 @@ impl Agent {
         check_permitted(&config, &authority)?;
         let (drain, audit, traces) = (config.drain, config.audit.clone(), config.traces.clone());
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
+        let shared = config.shared_cache.take();
+        let shared = sharing::shared(shared, &dialer, authority.anchors(), &metrics, None)?;
         let current = Current::new(snapshot(config, &dialer, authority.anchors(), &metrics, None)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
@@ -192,6 +203,7 @@ impl Agent {
         let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
         let room = limits::connections(open_files);
         let tokens = Tokens::new(metrics.clone());
+        tokens.share(shared);
         let audit = audit
             .map(|audit| Audit::start(&audit, metrics.clone()))
             .transpose()?;
@@ -354,23 +366,21 @@ impl Agent {
     }
 
     /// Builds all that a configuration needs, without using it yet.
-    pub fn prepare(&self, config: Config) -> Result<Prepared, Error> {
+    pub fn prepare(&self, mut config: Config) -> Result<Prepared, Error> {
         let authority = self.authorities.present();
         check_permitted(&config, &authority)?;
+        let own = authority.anchors();
+        let shared = config.shared_cache.take();
+        let shared = sharing::shared(shared, &self.dialer, own, &self.metrics, self.tokens.shared())?;
         let before = &self.current.load().keysets;
-        snapshot(
-            config,
-            &self.dialer,
-            authority.anchors(),
-            &self.metrics,
-            Some(before),
-        )
-        .map(Prepared)
+        let snapshot = snapshot(config, &self.dialer, own, &self.metrics, Some(before))?;
+        Ok(Prepared { snapshot, shared })
     }
 
     /// Puts in force what was prepared. Cannot fail.
     pub fn install(&self, prepared: Prepared) {
-        self.current.replace(prepared.0);
+        self.tokens.share(prepared.shared);
+        self.current.replace(prepared.snapshot);
     }
 
     /// What has to be done now and then: lets go of idle upstream connections.

@@ -18,6 +18,7 @@ use crate::policy::{HostPattern, Route};
 use crate::secret::Secret;
 use crate::sign;
 use crate::token::settings::{Pacing, TokenVault};
+use crate::token::shared;
 use crate::token::{ClientAuth, Encoding, Kind, VaultSettings};
 use crate::traces;
 use crate::verify;
@@ -50,6 +51,8 @@ pub struct Config {
     /// Where generated keys are kept.
     pub keysets_dir: PathBuf,
     pub routes: Vec<Route>,
+    /// The fleet's second-level cache of tokens.
+    pub shared_cache: Option<SharedCache>,
     /// PEM files with roots for providers, besides the system's.
     pub extra_roots: Vec<PathBuf>,
     /// The admin socket of the daemon.
@@ -105,6 +108,12 @@ pub struct VaultConfig {
 /// A verifier's settings, with the files of its roots still to be read.
 pub struct VerifierConfig {
     pub settings: verify::Settings,
+    pub extra_roots: Vec<PathBuf>,
+}
+
+/// The shared cache's settings, with the files of its roots still to be read.
+pub struct SharedCache {
+    pub settings: shared::Settings,
     pub extra_roots: Vec<PathBuf>,
 }
 
@@ -215,6 +224,7 @@ impl Config {
             keysets: Vec::new(),
             keysets_dir: keys_beside(&default_ca_dir()),
             routes,
+            shared_cache: None,
             extra_roots: Vec::new(),
             socket: default_socket(),
             metrics: Some(default_metrics()),

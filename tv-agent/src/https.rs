@@ -20,6 +20,26 @@ pub enum Error {
     Client(#[source] reqwest::Error),
 }
 
+/// TLS towards a server that the operator named, verified by `roots` only.
+///
+/// # Errors
+/// When TLS cannot be set up, which is a defect of the build.
+pub fn tls(roots: Arc<RootCertStore>) -> Result<ClientConfig, Error> {
+    tls_as(roots, None)
+}
+
+fn tls_as(roots: Arc<RootCertStore>, identity: Option<Identity>) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(Error::Tls)?
+        .with_root_certificates(roots);
+    match identity {
+        Some((chain, key)) => tls.with_client_auth_cert(chain, key).map_err(Error::Identity),
+        None => Ok(tls.with_no_client_auth()),
+    }
+}
+
 /// A client that trusts `roots` only: https only, no proxy, no redirect, no cookie, no decoding.
 ///
 /// # Errors
@@ -52,15 +72,7 @@ fn build(
     identity: Option<Identity>,
     https_only: bool,
 ) -> Result<reqwest::Client, Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(Error::Tls)?
-        .with_root_certificates(roots);
-    let mut tls = match identity {
-        Some((chain, key)) => tls.with_client_auth_cert(chain, key).map_err(Error::Identity)?,
-        None => tls.with_no_client_auth(),
-    };
+    let mut tls = tls_as(roots, identity)?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     reqwest::Client::builder()
         .tls_backend_preconfigured(tls)

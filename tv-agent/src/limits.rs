@@ -75,6 +75,28 @@ pub const SPAN_ANSWER_BYTES: usize = 64 * 1024;
 pub const CA_FILE_BYTES: u64 = 64 * 1024;
 /// Most certificates of a chain between leaf and root.
 pub const CA_CHAIN: usize = 4;
+/// Longest time of one node's right to ask the vault for all, and so what a node that died costs the others.
+pub const SHARED_LOCK: Duration = Duration::from_secs(3);
+/// Longest time for a question to the shared cache that may be configured.
+pub const SHARED_TIME_MAX: Duration = Duration::from_secs(1);
+/// Connection to the shared cache, TLS and sign-in included; no request waits for it.
+pub const SHARED_CONNECT_TIME: Duration = Duration::from_secs(2);
+/// Commands that wait to be written to the shared cache.
+pub const SHARED_QUEUED: usize = 256;
+/// Commands to the shared cache that wait for their answers.
+pub const SHARED_AT_ONCE: usize = 256;
+/// Largest sealed token, bytes.
+pub const SHARED_VALUE_BYTES: usize = 40 * 1024;
+/// Keys of the shared cache, old ones included.
+pub const SHARED_KEYS: usize = 4;
+/// What one answer of the shared cache may take, bytes.
+pub const SHARED_REPLY_BYTES: usize = SHARED_KEYS * SHARED_VALUE_BYTES + 64 * 1024;
+/// Removals from the shared cache that are under way; further ones are left to time.
+pub const SHARED_ERRANDS: usize = 64;
+/// One question of a removal.
+pub const SHARED_ERRAND_TIME: Duration = Duration::from_secs(1);
+/// Parts of 500 names in which a whole shared cache is looked through to empty it.
+pub const SHARED_FLUSH_STEPS: usize = 2000;
 /// Leaf certificates kept.
 pub const LEAVES: u64 = 4096;
 /// Largest certificate bundle or file of a certificate directory that is copied for `exec`, bytes.

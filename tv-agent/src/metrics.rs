@@ -51,6 +51,11 @@ pub struct CacheLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SharedCacheLabels {
+    pub event: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct HandshakeLabels {
     /// `workload` or `upstream`.
     pub side: &'static str,
@@ -74,6 +79,8 @@ pub struct Metrics {
     pub exchange_retries: Family<VaultLabels, Counter>,
     pub breakers_open: Family<VaultLabels, Gauge>,
     pub cache: Family<CacheLabels, Counter>,
+    pub shared_cache: Family<SharedCacheLabels, Counter>,
+    pub shared_cache_connected: Gauge,
     pub upstream_connections: Counter,
     pub config_reloads: Family<ResultLabels, Counter>,
     /// Lines of the audit trail: `written`, `lost`; and `failed` attempts to write.
@@ -145,6 +152,8 @@ impl Metrics {
             exchange_retries: Family::default(),
             breakers_open: Family::default(),
             cache: Family::default(),
+            shared_cache: Family::default(),
+            shared_cache_connected: Gauge::default(),
             upstream_connections: Counter::default(),
             config_reloads: Family::default(),
             audit: Family::default(),
@@ -218,6 +227,16 @@ impl Metrics {
             metrics.breakers_open.clone(),
         );
         registry.register("token_cache_events", "Token cache events", metrics.cache.clone());
+        registry.register(
+            "shared_cache_events",
+            "What happened with the fleet's shared token cache",
+            metrics.shared_cache.clone(),
+        );
+        registry.register(
+            "shared_cache_connected",
+            "1 while the shared token cache answers",
+            metrics.shared_cache_connected.clone(),
+        );
         registry.register(
             "upstream_connections",
             "Connections opened to providers",
@@ -342,6 +361,13 @@ impl Metrics {
 
     pub fn cache_event(&self, event: &'static str) {
         self.cache.get_or_create(&CacheLabels { event }).inc();
+    }
+
+    /// `event`: a label of [`crate::token::shared::Event`].
+    pub fn shared_cache(&self, event: &'static str) {
+        self.shared_cache
+            .get_or_create(&SharedCacheLabels { event })
+            .inc();
     }
 
     pub fn request(&self, route: &Arc<str>, result: &'static str, status: u16, took: Duration) {

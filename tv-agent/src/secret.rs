@@ -1,7 +1,7 @@
 //! Tokens, keys and client secrets: no Debug, no Display, wiped on drop.
 //!
-//! `expose` is called in `inject.rs`, its folder, `token/exchange.rs` and `verify/introspect.rs` only; `cargo xtask
-//! tidy` says so when that changes.
+//! `expose` is called where secrets are taken, sent and sealed only; `cargo xtask tidy` knows those files, and says so
+//! when that changes.
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, dangerous};
 use serde::de::DeserializeOwned;
@@ -104,6 +104,12 @@ impl Secret {
         let payload = self.0.split('.').nth(1)?;
         let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
         engine.decode(payload).ok().map(Zeroizing::new)
+    }
+}
+
+impl From<Zeroizing<String>> for Secret {
+    fn from(value: Zeroizing<String>) -> Self {
+        Self(value)
     }
 }
 

@@ -2,7 +2,7 @@
 //! its result cached, its failure remembered for a moment, a token in use renewed before it ends.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::RootCertStore;
 use tokio::sync::Semaphore;
@@ -22,25 +22,31 @@ mod flight;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod labels;
+mod life;
+mod obtained;
 mod pace;
 mod request;
 mod response;
+pub mod rules;
 pub mod settings;
+pub mod shared;
 mod when;
 
 pub use assertion::Signer;
 pub use cache::Cached;
 pub use error::{Answer, BuildError, Error, ErrorKind, Malformed};
 pub use labels::Filter;
+pub use obtained::{Obtained, Source};
 pub use request::Missing;
 pub use settings::{ClientAuth, Encoding, Kind, VaultSettings};
 pub use when::{Condition, Decision, decide};
 
-use cache::{Entry, Good, Key, Rejection, Store, VaultId};
+use cache::{Entry, Key, Rejection, Store, VaultId};
 use flight::{Boarding, Service};
 use pace::Gate;
 use request::Ask;
 use settings::ActorFrom;
+use shared::Shared;
 
 /// A vault that can be called: its settings, its connections, and the cap on calls at once.
 pub struct Vault {
@@ -233,45 +239,6 @@ pub struct Client {
     pub secret: Secret,
 }
 
-/// A provider token, ready to be injected. No `Debug`: nothing of it is for a log.
-#[derive(Clone)]
-pub struct Obtained {
-    pub token: Arc<Secret>,
-    pub source: Source,
-    /// When the vault gave it.
-    pub fetched: Instant,
-    key: Key,
-    digest: [u8; 32],
-}
-
-impl Obtained {
-    fn new(good: &Good, key: Key, source: Source) -> Self {
-        Self {
-            token: good.token.clone(),
-            source,
-            fetched: good.fetched,
-            key,
-            digest: good.digest,
-        }
-    }
-}
-
-/// Where a token came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    Cache,
-    Exchange,
-}
-
-impl Source {
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Cache => "cache",
-            Self::Exchange => "exchange",
-        }
-    }
-}
-
 /// The token service. One per agent, cheap to clone; it outlives configuration reloads, since its keys hold
 /// everything that matters.
 #[derive(Clone)]
@@ -324,7 +291,13 @@ impl Tokens {
             }
             None => {}
         }
-        if let Some(kind) = service.closed(grant.vault) {
+        // Another node may have one all the same.
+        let is_alone = service
+            .shared
+            .load()
+            .as_ref()
+            .is_none_or(|shared| !shared.is_up());
+        if let Some(kind) = service.closed(grant.vault).filter(|_| is_alone) {
             service.metrics.cache_event("negative_hit");
             return Err(failed(kind));
         }
@@ -341,14 +314,32 @@ impl Tokens {
         let rejection = self.0.store.reject(obtained.key, &obtained.digest);
         if rejection == Rejection::Evicted {
             self.0.metrics.cache_event("evicted");
+            if let Some(shared) = &*self.0.shared.load() {
+                shared.reject(obtained.key, obtained.digest);
+            }
         }
         rejection != Rejection::Believed
     }
 
     /// Drops the tokens and remembered failures that are meant; returns how many. Pauses that vaults asked for
-    /// stay.
+    /// stay. The same tokens leave the shared cache, and all of it is emptied with a filter that means all.
     pub fn flush(&self, filter: &Filter) -> u64 {
-        self.0.store.flush(filter)
+        let keys = self.0.store.flush(filter);
+        let count = keys.len() as u64;
+        if let Some(shared) = &*self.0.shared.load() {
+            shared.flush(keys, filter.is_all());
+        }
+        count
+    }
+
+    /// The fleet's cache from now on, or none.
+    pub fn share(&self, shared: Option<Arc<Shared>>) {
+        self.0.shared.store(shared);
+    }
+
+    /// The one in use.
+    pub fn shared(&self) -> Option<Arc<Shared>> {
+        self.0.shared.load_full()
     }
 
     /// What is in the cache, without anything secret.

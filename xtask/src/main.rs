@@ -9,6 +9,7 @@ mod kernels;
 mod process;
 mod recipe;
 mod setup;
+mod sim;
 mod soak;
 mod test;
 mod tidy;
@@ -45,6 +46,11 @@ const COMMANDS: &[Command] = &[
         demo::run,
     ),
     ("bench", "hooks: measurements, optimised, as tables", bench::run),
+    (
+        "sim",
+        "[--nodes N] [--subjects N] [--limit N] [--minutes N] [--seed N] a fleet under one vault's rate limit",
+        sim::run,
+    ),
     ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",

@@ -9,12 +9,13 @@ use crate::{Failed, Outcome, kernels, process, target};
 const PACKAGES: [&str; 5] = ["rustc-web", "cargo-web", "rust-web-src", "libllvm22", "iproute2"];
 
 /// What the tests compile and run: a program, how to ask whether it is whole, and its packages.
-const CLIENTS: [Client; 5] = [
+const CLIENTS: [Client; 6] = [
     ("gcc", &["--version"], &["gcc", "libc6-dev"]),
     ("javac", &["-version"], &["default-jdk-headless"]),
     ("node", &["--version"], &["nodejs"]),
     ("npm", &["--version"], &["npm"]),
     ("python3", &["--version"], &["python3"]),
+    ("redis-server", &["--version"], &["redis-server"]),
 ];
 
 /// As above, for the trust layer.

@@ -5,16 +5,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::RootCertStore;
 use serde::Serialize;
 
 use super::{chain, load, print, run::missing_cgroups};
 use crate::agent;
 use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
-use crate::config::{Config, VaultConfig, VerifierConfig};
+use crate::config::{Config, SharedCache, VaultConfig, VerifierConfig};
 use crate::redirect;
 use crate::strays;
-use crate::token::Vault;
+use crate::token::{Vault, shared};
 use crate::upstream::roots;
 use crate::verify::Verifier;
 
@@ -81,6 +82,9 @@ pub(super) async fn findings(config: Option<&Path>) -> Vec<Finding> {
             findings.extend(trust::findings(&config));
             findings.extend(verifiers(config.verifiers).await);
             findings.extend(vaults(config.vaults).await);
+            if let Some(cache) = config.shared_cache {
+                findings.push(shared_cache(cache).await);
+            }
         }
         Err(error) => {
             findings.push(Finding::bad(
@@ -231,4 +235,26 @@ async fn vaults(all: BTreeMap<Arc<str>, VaultConfig>) -> Vec<Finding> {
         });
     }
     findings
+}
+
+async fn shared_cache(cache: SharedCache) -> Finding {
+    const NAME: &str = "shared cache";
+    let server = format!("{}:{}", cache.settings.host, cache.settings.port);
+    let roots = if cache.settings.tls {
+        roots::compose(&cache.extra_roots, &[]).map_err(|error| chain(&error))
+    } else {
+        Ok(RootCertStore::empty())
+    };
+    let reached = match roots {
+        Ok(roots) => shared::reach(cache.settings, Arc::new(roots)).await,
+        Err(why) => Err(why),
+    };
+    match reached {
+        Ok(()) => Finding::good(NAME, format!("{server} can be used")),
+        Err(why) => Finding::bad(
+            NAME,
+            format!("{server}: {why}"),
+            "the agent works without it, each node for itself; mend it before the fleet needs it",
+        ),
+    }
 }

@@ -11,6 +11,7 @@ mod inject;
 mod keyset;
 mod observe;
 mod route;
+mod shared;
 mod target;
 mod vault;
 mod verifier;
@@ -89,6 +90,7 @@ impl Checker<'_> {
             }
             routes.push(self.route(route.value, &named, trust.on_untrusted)?);
         }
+        let shared_cache = raw.shared_cache.map(|raw| self.shared_cache(raw)).transpose()?;
         let ca_dir = raw.ca.dir.unwrap_or_else(default_ca_dir);
         intercept.capture = self.capture(&raw.intercept, &routes)?;
         Ok(Config {
@@ -101,6 +103,7 @@ impl Checker<'_> {
             keysets,
             keysets_dir: raw.keysets_dir.unwrap_or_else(|| keys_beside(&ca_dir)),
             routes,
+            shared_cache,
             extra_roots: raw.upstream.extra_roots,
             socket: raw.admin.socket.unwrap_or_else(default_socket),
             metrics,
@@ -224,8 +227,11 @@ pub fn explain(text: &str, error: &serde_saphyr::Error) -> (Option<u64>, String)
         .unwrap_or("");
     let message = match key_before(source, column) {
         // The value there may be the secret itself, written where its source belongs.
-        Some("secret") => {
-            "secret: must be { env: NAME } or { file: PATH }, never the secret itself".to_owned()
+        Some(key @ ("secret" | "password")) => {
+            format!("{key}: must be {{ env: NAME }} or {{ file: PATH }}, never the secret itself")
+        }
+        Some("keys") => {
+            "keys: must be a list of { env: NAME } or { file: PATH }, never a key itself".to_owned()
         }
         Some(key @ "client_auth") => format!("{key}: {message}"),
         Some(key) => match (value_at(source, column), wanted(message)) {

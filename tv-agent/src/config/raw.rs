@@ -14,6 +14,7 @@ use crate::policy::{OnMissingToken, OnUntrusted};
 
 pub mod inject;
 pub mod keyset;
+pub mod shared;
 pub mod vault;
 mod verifier;
 
@@ -31,6 +32,7 @@ pub struct Raw {
     /// Where generated keys are kept.
     pub keysets_dir: Option<PathBuf>,
     pub routes: Vec<Spanned<Route>>,
+    pub shared_cache: Option<shared::SharedCache>,
     pub upstream: Upstream,
     pub admin: Admin,
     pub audit: Audit,

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use super::error::Error;
 use super::labels::{Filter, Labels};
+use super::life::Life;
 use super::request::{self, Missing, Value};
-use super::response::Granted;
 use super::{Grant, VaultSettings};
 use crate::limits;
 use crate::secret::Secret;
@@ -59,6 +59,15 @@ impl Key {
         }
         Ok(Self(hash.finalize().into()))
     }
+
+    #[cfg(test)]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 /// A vault as its rate limit sees it: the endpoint and the client, whatever the configuration calls it.
@@ -87,16 +96,29 @@ pub(super) struct Good {
 }
 
 impl Good {
-    pub fn new(granted: Granted, life: Option<Life>, fetched: Instant) -> Self {
-        let mut hash = Sha256::new();
-        granted.token.digest_into(&mut hash);
+    /// `spread`, 0..1: this node's place among those that would refresh the same token.
+    pub fn new(token: Secret, life: Option<Life>, fetched: Instant, spread: f64) -> Self {
+        let refresh_at = life.and_then(|life| life.refresh_at(spread));
         Self {
-            token: Arc::new(granted.token),
-            digest: hash.finalize().into(),
+            digest: digest(&token),
+            token: Arc::new(token),
             fetched,
             ttl: life.map_or(Duration::ZERO, |life| life.ttl),
-            next_refresh: Mutex::new(life.and_then(Life::refresh_at).map(|after| fetched + after)),
+            next_refresh: Mutex::new(refresh_at.map(|after| fetched + after)),
         }
+    }
+
+    /// What is left of its life.
+    pub fn left(&self) -> Duration {
+        self.ttl.saturating_sub(self.fetched.elapsed())
+    }
+
+    /// Whether asking again may prolong its life.
+    pub fn is_renewable(&self) -> bool {
+        self.next_refresh
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// True for one caller, when the time for a refresh has come; the next one is due after `pause`.
@@ -111,50 +133,6 @@ impl Good {
 
     pub fn never_refresh(&self) {
         *self.next_refresh.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-/// How long a granted token is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life {
-    pub ttl: Duration,
-    /// The subject token's own end is the limit, so that a second exchange would gain nothing.
-    by_subject: bool,
-}
-
-impl Life {
-    /// The rule of the cache, in numbers: min(expires_in − margin, subject's exp − now, maximum).
-    ///
-    /// `now` is the time since 1970, `subject_exp` seconds since 1970. `None`: use once, do not keep.
-    pub fn of(
-        expires_in: Option<Duration>,
-        subject_exp: Option<u64>,
-        now: Duration,
-        default: Duration,
-        max: Duration,
-    ) -> Option<Self> {
-        let by_vault = match expires_in {
-            Some(life) => life.saturating_sub(limits::TOKEN_MARGIN),
-            None => default,
-        };
-        let by_vault = by_vault.min(max).min(limits::TOKEN_TTL_MAX);
-        let by_subject = subject_exp.map(|exp| Duration::from_secs(exp).saturating_sub(now));
-        let life = match by_subject {
-            Some(left) if left <= by_vault => Self {
-                ttl: left,
-                by_subject: true,
-            },
-            _ => Self {
-                ttl: by_vault,
-                by_subject: false,
-            },
-        };
-        (!life.ttl.is_zero()).then_some(life)
-    }
-
-    /// Age at which a background refresh is due: when less than a fifth of the life is left.
-    fn refresh_at(self) -> Option<Duration> {
-        (!self.by_subject).then(|| self.ttl - self.ttl / 5)
     }
 }
 
@@ -180,6 +158,13 @@ pub struct Cached {
     pub left_s: Option<u64>,
 }
 
+/// By which a token is told from another.
+pub(super) fn digest(token: &Secret) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    token.digest_into(&mut hash);
+    hash.finalize().into()
+}
+
 #[derive(Clone)]
 pub(super) enum Entry {
     Good(Arc<Good>),
@@ -189,7 +174,8 @@ pub(super) enum Entry {
 impl Entry {
     fn ttl(&self) -> Duration {
         match self {
-            Self::Good(good) => good.ttl,
+            // One of another node has lived a while.
+            Self::Good(good) => good.left(),
             Self::Bad(_, ttl) => *ttl,
         }
     }
@@ -279,6 +265,11 @@ impl Store {
         }
     }
 
+    /// The digest of the token of `key` that a provider refused within [`REJECTION`].
+    pub fn refused(&self, key: &Key) -> Option<[u8; 32]> {
+        self.rejected.get(key)
+    }
+
     fn holds(&self, key: &Key, digest: &[u8; 32]) -> bool {
         matches!(self.get(key), Some(Entry::Good(good)) if good.digest == *digest)
     }
@@ -303,7 +294,7 @@ impl Store {
             let (state, times) = match &entry {
                 Entry::Good(good) => {
                     let age = good.fetched.elapsed();
-                    ("token", Some((age, good.ttl.saturating_sub(age))))
+                    ("token", Some((age, good.left())))
                 }
                 Entry::Bad(error, _) => (error.class().label(), None),
             };
@@ -327,25 +318,22 @@ impl Store {
         self.entries.iter().map(row).collect()
     }
 
-    /// Drops what is meant; returns how many entries that were.
-    pub fn flush(&self, filter: &Filter) -> u64 {
-        let before = self.len();
-        if filter.is_all() {
-            self.entries.invalidate_all();
-            self.entries.run_pending_tasks();
-            return before;
-        }
+    /// Drops what is meant; returns the keys of it.
+    pub fn flush(&self, filter: &Filter) -> Vec<Arc<Key>> {
         // An entry without a label is dropped too: what is meant must not stay.
-        let meant = |key: &Key| self.labels.get(key).is_none_or(|label| label.is(filter));
+        let meant = |key: &Key| filter.is_all() || self.labels.get(key).is_none_or(|label| label.is(filter));
         let keys: Vec<Arc<Key>> = self
             .entries
             .iter()
             .map(|(key, _)| key)
             .filter(|key| meant(key))
             .collect();
+        if filter.is_all() {
+            self.entries.invalidate_all();
+        }
         keys.iter().for_each(|key| self.entries.invalidate(&**key));
         self.entries.run_pending_tasks();
-        keys.len() as u64
+        keys
     }
 
     pub fn len(&self) -> u64 {

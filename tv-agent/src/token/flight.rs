@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use dashmap::DashMap;
 use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
 use tokio::sync::watch;
 
-use super::cache::{self, Entry, Good, Key, Life, Store};
+use super::cache::{self, Entry, Good, Key, Store};
 use super::error::{Error, ErrorKind};
+use super::life::Life;
 use super::pace::Change;
 use super::request::Ask;
+use super::shared::plan::Purpose;
+use super::shared::{Berth, Claim, Event, Shared, Wish};
 use super::{Client, Grant, Source, Vault, exchange, response};
 use crate::https;
 use crate::metrics::Metrics;
@@ -33,6 +37,8 @@ pub(super) struct Service {
     pub store: Store,
     /// Exchanges under way. Bounded by the vaults' queues and by the callers that wait.
     flights: DashMap<Key, Landed>,
+    /// The fleet's cache, where one is configured.
+    pub shared: ArcSwapOption<Shared>,
     pub metrics: Metrics,
 }
 
@@ -41,6 +47,7 @@ impl Service {
         Self {
             store,
             flights: DashMap::new(),
+            shared: ArcSwapOption::empty(),
             metrics,
         }
     }
@@ -105,10 +112,15 @@ impl Service {
             renews,
         };
         tokio::spawn(async move {
-            let outcome = flight.run().await;
+            let (outcome, berth) = flight.run().await;
             // First out of the table (its result is in the cache by now), then told: nobody boards too late.
             drop(flight);
+            let given = outcome.as_ref().ok().map(|(good, _)| good.clone());
             land.send_replace(Some(outcome));
+            // Nobody here waits for the other nodes.
+            if let Some(berth) = berth {
+                berth.leave(given.as_deref()).await;
+            }
         });
         landed
     }
@@ -137,15 +149,69 @@ impl Drop for Flight {
 }
 
 impl Flight {
-    async fn run(&self) -> Outcome {
-        let store = &self.service.store;
+    /// The berth is for what the vault gave, or for nothing if it gave nothing.
+    async fn run(&self) -> (Outcome, Option<Berth>) {
         // Another flight may have landed between the caller's look into the cache and its boarding.
         if self.renews.is_none() {
-            match store.get(&self.key) {
-                Some(Entry::Good(good)) => return Ok((good, Source::Cache)),
-                Some(Entry::Bad(error, _)) => return Err(error),
+            match self.service.store.get(&self.key) {
+                Some(Entry::Good(good)) => return (Ok((good, Source::Cache)), None),
+                Some(Entry::Bad(error, _)) => return (Err(error), None),
                 None => {}
             }
+        }
+        let berth = match self.service.shared.load_full() {
+            Some(shared) => match self.ask_around(&shared).await {
+                Ok(landed) => return (Ok(landed), None),
+                Err(berth) => Some(berth),
+            },
+            None => None,
+        };
+        (self.ask_vault().await, berth)
+    }
+
+    /// What the other nodes have, or the place for what the vault gives.
+    async fn ask_around(&self, shared: &Arc<Shared>) -> Result<(Arc<Good>, Source), Berth> {
+        let store = &self.service.store;
+        let purpose = match &self.renews {
+            Some(_) => Purpose::Renew,
+            None if self.service.closed(&self.vault).is_some() => Purpose::Glance,
+            None => Purpose::Need,
+        };
+        let settings = &self.vault.settings;
+        let wish = Wish {
+            key: self.key,
+            purpose,
+            ours: self.renews.as_deref(),
+            refused: store.refused(&self.key),
+            patience: settings.timeout,
+            ttl_max: settings.ttl_max,
+        };
+        match (shared.claim(&wish).await, &self.renews) {
+            (Claim::Found(good), _) => {
+                // Another node's configuration may ask less of a token.
+                if let Err(why) = self.believe(&good.token).await {
+                    tracing::warn!(vault = %settings.name, cause = %why, "another node's token was not believed");
+                    self.service.metrics.shared_cache(Event::Unvalidated.label());
+                    return Err(shared.berth(&self.key));
+                }
+                store.insert(self.key, Entry::Good(good.clone()));
+                Ok((good, Source::Shared))
+            }
+            (Claim::Keep { settled }, Some(ours)) => {
+                if settled {
+                    ours.never_refresh();
+                }
+                Ok((ours.clone(), Source::Cache))
+            }
+            (Claim::Keep { .. }, None) => Err(shared.berth(&self.key)),
+            (Claim::Ask(berth), _) => Err(berth),
+        }
+    }
+
+    async fn ask_vault(&self) -> Outcome {
+        let store = &self.service.store;
+        if let Some(kind) = self.service.closed(&self.vault) {
+            return Err(self.error(kind));
         }
         let _queued = self
             .vault
@@ -234,13 +300,15 @@ impl Flight {
     }
 
     async fn check(&self, granted: response::Granted) -> Result<response::Granted, ErrorKind> {
+        let believed = self.believe(&granted.token).await;
+        believed.map(|()| granted).map_err(ErrorKind::Unvalidated)
+    }
+
+    async fn believe(&self, token: &Secret) -> Result<(), String> {
         match &self.vault.check {
             // Our own token is the endpoint's to judge.
-            Some(check) if !self.own => match check.check(&granted.token).await {
-                Ok(()) => Ok(granted),
-                Err(why) => Err(ErrorKind::Unvalidated(why)),
-            },
-            _ => Ok(granted),
+            Some(check) if !self.own => check.check(token).await,
+            _ => Ok(()),
         }
     }
 
@@ -254,7 +322,7 @@ impl Flight {
             settings.ttl_default,
             settings.ttl_max,
         );
-        let good = Arc::new(Good::new(granted, life, Instant::now()));
+        let good = Arc::new(Good::new(granted.token, life, Instant::now(), rand::random()));
         if self.renews.as_ref().is_some_and(|old| old.digest == good.digest) {
             // The vault hands out the same token until it ends, so asking again would gain nothing.
             good.never_refresh();

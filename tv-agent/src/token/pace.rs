@@ -12,12 +12,12 @@ pub(super) const ATTEMPTS: u32 = 3;
 const BACK_OFF: Duration = Duration::from_millis(200);
 
 /// The wait before repetition number `n` (from 0): full jitter, `random` in 0..1.
-pub(super) fn back_off(n: u32, random: f64) -> Duration {
+pub fn back_off(n: u32, random: f64) -> Duration {
     (BACK_OFF * 2u32.saturating_pow(n.min(8))).mul_f64(random.clamp(0.0, 1.0))
 }
 
 /// The generic cell rate algorithm: `burst` at once, then one per `interval`.
-struct Bucket {
+pub struct Bucket {
     interval: Duration,
     slack: Duration,
     /// When the next call would be due if all came evenly.
@@ -25,7 +25,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn new(per_second: f64, burst: u32) -> Self {
+    pub fn new(per_second: f64, burst: u32) -> Self {
         let interval = Duration::from_secs_f64(1.0 / per_second);
         Self {
             interval,
@@ -36,7 +36,7 @@ impl Bucket {
 
     /// Takes a turn: how long to wait for it; or, where that is longer than `patience`, takes none and tells
     /// the wait.
-    fn reserve(&mut self, now: Duration, patience: Duration) -> Result<Duration, Duration> {
+    pub fn reserve(&mut self, now: Duration, patience: Duration) -> Result<Duration, Duration> {
         let due = self.due.max(now);
         let wait = due.saturating_sub(self.slack).saturating_sub(now);
         if wait > patience {

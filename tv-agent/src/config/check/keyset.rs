@@ -375,7 +375,7 @@ impl Checker<'_> {
         })
     }
 
-    fn within(
+    pub(super) fn within(
         &self,
         key: &str,
         at: &Option<Spanned<u64>>,

@@ -17,59 +17,15 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-fn ttl(expires_in: Option<u64>, subject_exp: Option<u64>) -> Option<u64> {
-    let life = Life::of(
-        expires_in.map(secs),
-        subject_exp,
-        secs(1000),
-        secs(300),
-        secs(86_400),
-    );
-    life.map(|life| life.ttl.as_secs())
-}
-
-#[test]
-fn the_shortest_of_the_three_lives_counts() {
-    assert_eq!(ttl(Some(3600), None), Some(3540));
-    assert_eq!(ttl(None, None), Some(300));
-    assert_eq!(ttl(Some(3600), Some(1100)), Some(100));
-    assert_eq!(ttl(None, Some(1100)), Some(100));
-    assert_eq!(ttl(Some(120), Some(1100)), Some(60));
-    assert_eq!(ttl(Some(u64::MAX), None), Some(86_400));
-    assert_eq!(ttl(Some(u64::MAX), Some(u64::MAX)), Some(86_400));
-    // At or below the margin, or with a subject that has ended: use once.
-    for none in [
-        (Some(0), None),
-        (Some(59), None),
-        (Some(60), None),
-        (Some(3600), Some(1000)),
-        (None, Some(1)),
-    ] {
-        assert_eq!(ttl(none.0, none.1), None, "{none:?}");
-    }
-    assert_eq!(ttl(Some(61), None), Some(1));
-    // The operator's maximum cannot exceed ours.
-    assert_eq!(
-        Life::of(None, None, secs(0), Duration::MAX, Duration::MAX)
-            .unwrap()
-            .ttl,
-        limits::TOKEN_TTL_MAX
-    );
-    assert_eq!(Life::of(None, None, secs(0), Duration::ZERO, Duration::MAX), None);
-}
-
 #[test]
 fn a_refresh_is_due_in_the_last_fifth_and_once() {
     let start = Instant::now();
-    let granted = || Granted {
-        token: Secret::new("t".into()),
-        expires_in: None,
-        exhausted: None,
-    };
+    let token = || Secret::new("t".into());
     let good = Good::new(
-        granted(),
+        token(),
         Life::of(None, None, secs(0), secs(100), secs(900)),
         start,
+        0.0,
     );
     assert!(!good.take_refresh(start + secs(79), secs(10)));
     assert!(good.take_refresh(start + secs(80), secs(10)));
@@ -80,9 +36,10 @@ fn a_refresh_is_due_in_the_last_fifth_and_once() {
     assert!(!good.take_refresh(start + secs(99), secs(10)));
     // The subject token's end cannot be moved by asking again.
     let bound = Good::new(
-        granted(),
+        token(),
         Life::of(None, Some(100), secs(0), secs(300), secs(900)),
         start,
+        0.0,
     );
     assert_eq!(bound.ttl, secs(100));
     assert!(!bound.take_refresh(start + secs(99), secs(10)));
@@ -250,15 +207,11 @@ fn every_input_of_the_other_kinds_changes_the_key() {
 }
 
 fn good(token: &str, ttl: Duration) -> Entry {
-    let granted = Granted {
-        token: Secret::new(token.into()),
-        expires_in: None,
-        exhausted: None,
-    };
     Entry::Good(Arc::new(Good::new(
-        granted,
+        Secret::new(token.into()),
         Life::of(None, None, secs(0), ttl, ttl),
         Instant::now(),
+        0.0,
     )))
 }
 
