@@ -29,6 +29,11 @@ fn main() -> ExitCode {
         return error.exit_code().into();
     }
     log(&cli);
+    if matches!(cli.command, Command::Run(_))
+        && let Err(error) = commands::run::enter_cgroup_namespace()
+    {
+        tracing::warn!(%error, "cannot enter the host's cgroup namespace; names of processes stay unknown");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -27,12 +27,14 @@ use crate::workload::Workloads;
 
 mod cover;
 mod enrolled;
+mod host;
 mod socket;
 mod takeover;
 
 use cover::Cover;
 pub use enrolled::missing_cgroups;
 use enrolled::{agent_cgroup, directories};
+pub use host::enter_cgroup_namespace;
 use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
