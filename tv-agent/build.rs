@@ -29,11 +29,12 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// OUT_DIR is target/[triple/]profile/build/package-hash/out; cargo tags the target directory.
+/// OUT_DIR is target/[triple/]profile/build/package-hash/out; cargo tags the target directory, and a triple's in it.
 fn target_directory(out: &Path) -> &Path {
     let ancestors = || out.ancestors().skip(4).take(2);
     ancestors()
-        .find(|ancestor| ancestor.join("CACHEDIR.TAG").exists())
+        .filter(|ancestor| ancestor.join("CACHEDIR.TAG").exists())
+        .last()
         .or_else(|| ancestors().next())
         .expect("OUT_DIR has ancestors")
 }
