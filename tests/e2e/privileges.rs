@@ -21,9 +21,13 @@ const INTERCEPTION: [&str; 2] = ["SYS_ADMIN", "SYS_PTRACE"];
 fn granted() -> Vec<String> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/tv-agent@.service");
     let text = std::fs::read_to_string(unit).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
     let names = line.unwrap().split(' ');
-    names.map(|name| name.strip_prefix("CAP_").unwrap().to_owned()).collect()
+    names
+        .map(|name| name.strip_prefix("CAP_").unwrap().to_owned())
+        .collect()
 }
 
 /// A program that drops all other capabilities for good.
@@ -32,13 +36,17 @@ fn bounded(capabilities: &[&str]) -> Vec<String> {
     for name in capabilities {
         set += &format!(",+{}", name.to_lowercase());
     }
-    ["setpriv", &set, "--inh-caps=-all", "--no-new-privs"].map(str::to_owned).to_vec()
+    ["setpriv", &set, "--inh-caps=-all", "--no-new-privs"]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// The last request's flow record.
 fn last(world: &World, config: &Value) -> Value {
     let socket = config["admin"]["socket"].as_str().unwrap();
-    let finished = world.tv_agent(&["flows", "--socket", socket, "-o", "json"]).unwrap();
+    let finished = world
+        .tv_agent(&["flows", "--socket", socket, "-o", "json"])
+        .unwrap();
     let flows = lines(finished.expect_success()).into_iter();
     let mut flows = flows.map(|line| serde_json::from_str::<Value>(line).unwrap());
     flows.rfind(|flow| flow["kind"] == "request").unwrap()
@@ -55,7 +63,9 @@ fn the_capabilities_that_are_granted_are_enough() {
         let granted = granted();
         let wrapper = bounded(&words(&granted));
         let config = world.config();
-        let mut daemon = world.daemon_under(&words(&wrapper), "granted", config.clone()).unwrap();
+        let mut daemon = world
+            .daemon_under(&words(&wrapper), "granted", config.clone())
+            .unwrap();
         assert_served(world, &daemon, &user);
         let pod = Pod::running(&daemon, 1);
         wait_for("the pod is served", LIMIT, || {
@@ -102,19 +112,35 @@ fn a_cgroup_namespace_of_its_own_does_not_mislead_it() {
         let (mut config, cgroup) = (world.config(), TestCgroup::new("container"));
         config["intercept"]["cgroups"] = json!([cgroup.name()]);
         let file = world.write_config(&config).unwrap();
-        let made = world.agent().args(["ca", "init", "--config"]).arg(&file).output().unwrap();
+        let made = world
+            .agent()
+            .args(["ca", "init", "--config"])
+            .arg(&file)
+            .output()
+            .unwrap();
         assert!(made.status.success(), "{made:?}");
         let container = r#"echo $$ >"$0/cgroup.procs" && exec unshare --cgroup "$@""#;
         let host = format!("sh -c '{container}' \"$0\" \"$@\"; exit $?");
         let mut command = world.command("unshare");
         command
-            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", &host])
+            .args([
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "sh",
+                "-c",
+                &host,
+            ])
             .arg(cgroup.path())
             .arg(world.agent_file())
             .args(["run", "--config"])
             .arg(&file);
         let finished = process::run(&mut command, LIMIT).unwrap();
         let (code, said) = (finished.code(), finished.stderr);
-        assert!(said.contains("the agent itself runs in the enrolled cgroup"), "{code}: {said}");
+        assert!(
+            said.contains("the agent itself runs in the enrolled cgroup"),
+            "{code}: {said}"
+        );
     });
 }
