@@ -18,7 +18,7 @@ pub struct Release {
     values: Value,
 }
 
-/// In the order of [`RENDERED`]; those from `WRONG` on must be refused.
+/// In the order of [`RENDERED`], which goes on with [`MISTAKES`].
 pub static RELEASES: LazyLock<Vec<(&'static str, Release)>> = LazyLock::new(|| {
     let release = |name, namespace, values| Release {
         name,

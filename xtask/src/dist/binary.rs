@@ -2,11 +2,12 @@
 //! listed inside (cargo-auditable).
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Release, tools};
-use crate::{Failed, process, root, target};
+use super::{Release, failed, tools};
+use crate::{Failed, Outcome, process, root, target};
 
 /// A machine that releases are made for.
 #[derive(Debug)]
@@ -64,14 +65,25 @@ pub fn triple(name: &str) -> Result<&'static Triple, Failed> {
     })
 }
 
-/// Builds it and gives where cargo put it; the next build may replace it.
+impl Linking {
+    /// Where cargo builds it: with other flags it would build all of it again in the same place.
+    pub fn target(self) -> PathBuf {
+        target().join(match self {
+            Self::Static => "dist-static",
+            Self::Dynamic => "dist-dynamic",
+        })
+    }
+}
+
+/// Builds it and gives where cargo put it.
 pub fn build(release: &Release, linking: Linking) -> Result<PathBuf, Failed> {
     let triple = release.triple;
-    let std = standard_library(triple)?;
+    standard_library(triple)?;
     if process::on_path(triple.compiler).is_none() {
         crate::setup::packages(triple.packages, "")?;
     }
-    let target = target();
+    let place = linking.target();
+    hand_over_the_kernel_half(&place)?;
     let auditable = tools::AUDITABLE.get()?;
     let mut cargo = Command::new(auditable);
     process::clear_cargo(&mut cargo)
@@ -81,22 +93,33 @@ pub fn build(release: &Release, linking: Linking) -> Result<PathBuf, Failed> {
         .env("CFLAGS", maps("-ffile-prefix-map=").join(" "))
         .env(variable("CC", triple), triple.compiler)
         .env(linker_variable(triple), triple.compiler)
-        .envs(std)
         .args(["auditable", "build", "--release", "--locked"])
         .args(["--package", "tv-agent", "--target", triple.name, "--target-dir"])
-        .arg(&target);
+        .arg(&place);
     process::run(&mut cargo)?;
-    Ok(target.join(triple.name).join("release/tv-agent"))
+    Ok(place.join(triple.name).join("release/tv-agent"))
 }
 
-/// Nothing to add where the compiler has the standard library of this machine; else what it takes is named.
-fn standard_library(triple: &Triple) -> Result<Vec<(&'static str, &'static str)>, Failed> {
+/// The agent's build script looks for it in the directory that is built in.
+fn hand_over_the_kernel_half(place: &Path) -> Outcome {
+    const OBJECT: &str = "bpf/tv-ebpf.o";
+    let (from, to) = (target().join(OBJECT), place.join(OBJECT));
+    let object = fs::read(&from).map_err(failed(&from))?;
+    if fs::read(&to).is_ok_and(|there| there == object) {
+        return Ok(());
+    }
+    fs::create_dir_all(place.join("bpf")).map_err(failed(place))?;
+    fs::write(&to, object).map_err(failed(&to))
+}
+
+/// A compiler without the standard library for this machine is told what it takes.
+fn standard_library(triple: &Triple) -> Outcome {
     let mut rustc = Command::new("rustc");
     rustc.args(["--print", "target-libdir", "--target", triple.name]);
     let directory = process::output(&mut rustc).map(PathBuf::from);
     let there = |directory: &Path| directory.read_dir().is_ok_and(|mut files| files.next().is_some());
     match directory {
-        Some(directory) if there(&directory) => Ok(Vec::new()),
+        Some(directory) if there(&directory) => Ok(()),
         _ => Err(Failed(format!(
             "this compiler has no standard library for {name}; install it with:\n  \
              rustup target add {name}",

@@ -25,17 +25,15 @@ pub fn write(release: &Release) -> Result<Option<String>, Failed> {
         ));
     }
     // That of the distribution: names are looked up as the host is told to.
-    let built = binary::build(release, Linking::Dynamic)?;
-    // cargo-deb looks there for what it did not build itself.
-    let place = target().join(release.triple.name).join("release/tv-agent");
-    debug_assert_eq!(built, place);
+    binary::build(release, Linking::Dynamic)?;
     let file = release.file(".deb");
     let program = tools::DEB.get()?;
     let mut deb = Command::new(program);
     process::clear_cargo(&mut deb)
         .current_dir(root())
         .env("SOURCE_DATE_EPOCH", release.epoch.to_string())
-        .env("CARGO_TARGET_DIR", target())
+        // It takes what was built there.
+        .env("CARGO_TARGET_DIR", Linking::Dynamic.target())
         .args(["--package", "tv-agent", "--no-build", "--no-dbgsym", "--locked"])
         .args(["--target", release.triple.name, "--output"])
         .arg(&file);
