@@ -91,13 +91,12 @@ fn none_of_them_can_be_missed() {
                 continue;
             };
             let pod = Pod::running(&daemon, 2);
-            std::thread::sleep(Duration::from_secs(1));
-            let asked = process::run(&mut pod.command(world, &["true"]), LIMIT).unwrap();
-            asked.expect_success();
-            assert!(
-                !pod.ask(world, &user, &["--ipv4"]).success(),
-                "the agent works without CAP_{missing}: take it from the unit and the chart"
-            );
+            wait_for("the pod's namespace is out of reach", LIMIT, || {
+                let failed = "tv_agent_network_namespace_failures_total{reason=\"hidden\"}";
+                daemon.metrics().is_ok_and(|metrics| metrics.contains(failed))
+            });
+            let asked = pod.ask(world, &user, &["--ipv4"]);
+            assert_eq!(asked.code(), 7, "the agent works without CAP_{missing}");
             daemon.stop();
         }
     });
