@@ -6,8 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Release, failed, tools};
+use sha2::{Digest as _, Sha256};
+
+use super::{Release, failed, hex, tools};
 use crate::{Failed, Outcome, process, root, target};
+
+/// In a target directory.
+const OBJECT: &str = "bpf/tv-ebpf.o";
 
 /// A machine that releases are made for.
 #[derive(Debug)]
@@ -97,14 +102,30 @@ pub fn build(release: &Release, linking: Linking) -> Result<PathBuf, Failed> {
         .args(["--package", "tv-agent", "--target", triple.name, "--target-dir"])
         .arg(&place);
     process::run(&mut cargo)?;
-    Ok(place.join(triple.name).join("release/tv-agent"))
+    let built = place.join(triple.name).join("release/tv-agent");
+    let digest = hex(&Sha256::digest(kernel_half()?));
+    match holds(&fs::read(&built).map_err(failed(&built))?, digest.as_bytes()) {
+        true => Ok(built),
+        false => Err(Failed(format!(
+            "{} was built without the kernel half",
+            built.display()
+        ))),
+    }
+}
+
+/// The agent tells its kernel half's digest, so that is in the binary.
+fn holds(binary: &[u8], text: &[u8]) -> bool {
+    binary.windows(text.len()).any(|window| window == text)
+}
+
+fn kernel_half() -> Result<Vec<u8>, Failed> {
+    let from = target().join(OBJECT);
+    fs::read(&from).map_err(failed(&from))
 }
 
 /// The agent's build script looks for it in the directory that is built in.
 fn hand_over_the_kernel_half(place: &Path) -> Outcome {
-    const OBJECT: &str = "bpf/tv-ebpf.o";
-    let (from, to) = (target().join(OBJECT), place.join(OBJECT));
-    let object = fs::read(&from).map_err(failed(&from))?;
+    let (object, to) = (kernel_half()?, place.join(OBJECT));
     if fs::read(&to).is_ok_and(|there| there == object) {
         return Ok(());
     }
