@@ -29,11 +29,13 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// OUT_DIR is target/[triple/]profile/build/package-hash/out; cargo tags the target directory.
+/// OUT_DIR is target/[triple/]profile/build/package-hash/out; cargo tags a target directory that it makes, and a triple's.
 fn target_directory(out: &Path) -> &Path {
     let ancestors = || out.ancestors().skip(4).take(2);
+    let tagged = || ancestors().filter(|ancestor| ancestor.join("CACHEDIR.TAG").exists());
     ancestors()
-        .find(|ancestor| ancestor.join("CACHEDIR.TAG").exists())
+        .find(|ancestor| ancestor.join("bpf/tv-ebpf.o").exists())
+        .or_else(|| tagged().last())
         .or_else(|| ancestors().next())
         .expect("OUT_DIR has ancestors")
 }

@@ -7,6 +7,7 @@ pub mod debian;
 pub mod demo;
 pub mod fakes;
 pub mod flow;
+pub mod helm;
 pub mod js;
 pub mod probe;
 pub mod process;

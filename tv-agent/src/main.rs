@@ -44,6 +44,11 @@ fn main() -> ExitCode {
         };
     }
     let filter = log(&cli);
+    if matches!(cli.command, Command::Run(_))
+        && let Err(error) = commands::run::enter_cgroup_namespace()
+    {
+        tracing::warn!(%error, "cannot enter the host's cgroup namespace; names of processes stay unknown");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod ci;
 mod demo;
+mod dist;
 mod fuzz;
 mod kernels;
 mod process;
@@ -45,6 +46,11 @@ const COMMANDS: &[Command] = &[
         "build, then play the whole path with real clients",
         demo::run,
     ),
+    (
+        "dist",
+        "[--target TRIPLE] [binary] [image] [deb] [sbom] release files, in target/dist",
+        dist::run,
+    ),
     ("bench", "hooks: measurements, optimised, as tables", bench::run),
     (
         "sim",
@@ -54,7 +60,7 @@ const COMMANDS: &[Command] = &[
     ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",
-        "[LAYER…] [--kernels [VERSION…]] host, fakes, flow, kernel, e2e, trust and kernels (6.1 in qemu)",
+        "[LAYER…] [--kernels [VERSION…]] host, fakes, deploy, flow, kernel, e2e, trust and kernels (6.1 in qemu)",
         test::run,
     ),
     (

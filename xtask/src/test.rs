@@ -21,6 +21,11 @@ const LAYERS: &[Layer] = &[
         &["-p", "tv-tests", "--test", "fakes"],
     ),
     (
+        "deploy",
+        "chart, manifests, unit; Helm and Kubernetes' schemas come from PyPI",
+        &["-p", "tv-tests", "--test", "deploy"],
+    ),
+    (
         "flow",
         "the data path in process, over loopback",
         &["-p", "tv-tests", "--test", "flow"],

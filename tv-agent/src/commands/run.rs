@@ -33,6 +33,7 @@ mod authority;
 mod cover;
 mod ends;
 mod enrolled;
+mod host;
 mod socket;
 mod takeover;
 
@@ -40,6 +41,7 @@ use cover::Cover;
 use ends::Ends;
 pub use enrolled::missing_cgroups;
 use enrolled::{agent_cgroup, directories};
+pub use host::enter_cgroup_namespace;
 use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
