@@ -42,14 +42,17 @@ mod ending;
 mod keys;
 mod names;
 mod namespaces;
+mod server;
 mod sharing;
 mod trusting;
 
 use authority::Authorities;
+pub use authority::{check_permitted, check_subtrees};
 use compose::snapshot;
 pub use ending::Inheritance;
 pub use namespaces::Room;
 use namespaces::{Namespaces, Order};
+use server::Server;
 pub use trusting::Installer;
 
 /// Why the agent does not start, or does not take a new configuration.
@@ -387,53 +390,4 @@ impl Agent {
     pub fn sweep(&self) {
         self.current.load().upstreams.sweep();
     }
-}
-
-/// Serves the connections of one listener after the other.
-struct Server {
-    connections: Arc<Connections>,
-    /// Connections at once, of all listeners together.
-    limit: Arc<Semaphore>,
-    drain: Duration,
-}
-
-impl Server {
-    fn serve(
-        &self,
-        listener: Listener,
-        netns: Netns,
-        phase: watch::Receiver<Phase>,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        let connections = self.connections.clone();
-        let serve = move |stream, peer, cookie| {
-            let (connections, netns) = (connections.clone(), netns.clone());
-            async move { connections.serve(stream, peer, cookie, netns).await }
-        };
-        accept::run(listener, self.limit.clone(), phase, self.drain, serve)
-    }
-}
-
-/// Whether the CA may sign for every host of the routes.
-///
-/// # Errors
-/// [`Error::NotPermitted`] with the first one that it may not sign for.
-pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> {
-    check_subtrees(config.subtrees(), authority)
-}
-
-/// As [`check_permitted`], for what [`Config::subtrees`] gave.
-///
-/// # Errors
-/// The same.
-pub fn check_subtrees(
-    subtrees: impl IntoIterator<Item = String>,
-    authority: &Authority,
-) -> Result<(), Error> {
-    for subtree in subtrees {
-        let permitted = crate::addr::HostName::parse(&subtree).is_some_and(|host| authority.permits(&host));
-        if !permitted {
-            return Err(Error::NotPermitted { subtree });
-        }
-    }
-    Ok(())
 }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Agent;
+use super::{Agent, Error};
+use crate::addr::HostName;
 use crate::ca::{Authority, Leaves};
+use crate::config::Config;
 use crate::limits;
 use crate::metrics::{CertificateLabels, Metrics};
 use crate::terminate::Terminator;
@@ -78,4 +80,29 @@ fn tell_ends(metrics: &Metrics, authority: &Authority) {
         };
         gauge.set(sooner);
     }
+}
+
+/// Whether the CA may sign for every host of the routes.
+///
+/// # Errors
+/// [`Error::NotPermitted`] with the first one that it may not sign for.
+pub fn check_permitted(config: &Config, authority: &Authority) -> Result<(), Error> {
+    check_subtrees(config.subtrees(), authority)
+}
+
+/// As [`check_permitted`], for what [`Config::subtrees`] gave.
+///
+/// # Errors
+/// The same.
+pub fn check_subtrees(
+    subtrees: impl IntoIterator<Item = String>,
+    authority: &Authority,
+) -> Result<(), Error> {
+    for subtree in subtrees {
+        let permitted = HostName::parse(&subtree).is_some_and(|host| authority.permits(&host));
+        if !permitted {
+            return Err(Error::NotPermitted { subtree });
+        }
+    }
+    Ok(())
 }

@@ -16,16 +16,14 @@ use tokio::sync::{mpsc, watch};
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
 use crate::admin;
 use crate::agent::{self, Agent, Installer, Wiring};
-use crate::audit;
 use crate::ca;
 use crate::cli::{RunArgs, exit};
-use crate::config::{self, Config, Install, Intercept};
+use crate::config::{self, Intercept};
 use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
 use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
-use crate::traces;
 use crate::trust::Ledger;
 use crate::workload::Workloads;
 
@@ -34,6 +32,7 @@ mod cover;
 mod ends;
 mod enrolled;
 mod host;
+mod settled;
 mod socket;
 mod takeover;
 
@@ -42,6 +41,7 @@ use ends::Ends;
 pub use enrolled::missing_cgroups;
 use enrolled::{agent_cgroup, directories};
 pub use host::enter_cgroup_namespace;
+use settled::Settled;
 use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
@@ -136,36 +136,6 @@ struct Daemon {
     wanted: watch::Sender<Vec<String>>,
     /// Whether the file was refused when it was last read.
     refused: bool,
-}
-
-/// What a reload cannot change.
-#[derive(PartialEq)]
-struct Settled {
-    port: u16,
-    drain: Duration,
-    metrics: Option<SocketAddr>,
-    page: bool,
-    socket: PathBuf,
-    ca_dir: PathBuf,
-    audit: Option<audit::Settings>,
-    traces: Option<(traces::Settings, Vec<PathBuf>)>,
-    trust: (Install, PathBuf, bool),
-}
-
-impl Settled {
-    fn of(config: &Config) -> Self {
-        Self {
-            port: config.port,
-            drain: config.drain,
-            metrics: config.metrics,
-            page: config.page,
-            socket: config.socket.clone(),
-            ca_dir: config.ca_dir.clone(),
-            audit: config.audit.clone(),
-            traces: config.traces.clone(),
-            trust: (config.trust.install, config.trust.dir.clone(), config.trust.host),
-        }
-    }
 }
 
 async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
