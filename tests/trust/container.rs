@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use serde_json::Value;
-use tv_agent::trust::{self, Anchors, Extra, Root};
 use tv_tests::cgroup::TestCgroup;
 use tv_tests::process::{self, Finished, Running};
 use tv_tests::world::World;
@@ -62,56 +61,33 @@ impl Container {
     }
 
     /// Waits until the daemon has put the CA into its stores and says so of `processes` too; gives what it then foretells
-    /// of each: whether it needs a restart. For a daemon that does not install by itself the same copies are mounted here,
-    /// with `extra` being what its processes use besides; nothing is foretold then.
-    pub fn install(&self, world: &World, processes: &[Pid], extra: &Extra) -> Option<BTreeMap<Pid, bool>> {
+    /// of each: whether it needs a restart.
+    pub fn installed(&self, world: &World, processes: &[Pid]) -> BTreeMap<Pid, bool> {
         let until = Instant::now() + LIMIT;
         loop {
-            let Some(states) = states(world) else {
-                self.mount(world, extra);
-                return None;
-            };
+            let states = states(world);
             let settled = |pid: &Pid| states.get(pid).is_some_and(|state| state != "unknown");
             if processes.iter().chain([&self.pid()]).all(settled) {
                 let foretold = |(pid, state): (Pid, String)| (pid, state == "needs_restart");
-                return Some(states.into_iter().map(foretold).collect());
+                return states.into_iter().map(foretold).collect();
             }
             assert!(Instant::now() < until, "the CA does not arrive: {states:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-
-    fn mount(&self, world: &World, extra: &Extra) {
-        let directory = world.dir().join(format!("trust-{}", self.pid()));
-        let anchors = std::fs::read_to_string(world.agent_root()).unwrap();
-        let anchors = Anchors::from_pem(&anchors).unwrap();
-        let root = Root::of_process(self.pid().as_raw().cast_unsigned()).unwrap();
-        for mount in trust::copies(&directory, &anchors, &root, extra).unwrap().mounts {
-            let mut nsenter = Command::new("nsenter");
-            nsenter.arg(format!("--mount=/proc/{}/ns/mnt", self.pid()));
-            nsenter
-                .args(["mount", "-o", "bind,ro"])
-                .args([&mount.source, &mount.target]);
-            process::run(&mut nsenter, LIMIT).unwrap().expect_success();
-        }
-    }
 }
 
-/// What the daemon believes of each process; None from one without `trust list`.
-fn states(world: &World) -> Option<BTreeMap<Pid, String>> {
+/// What the daemon believes of each process.
+fn states(world: &World) -> BTreeMap<Pid, String> {
     let socket = world.dir().join("trust.sock").display().to_string();
     let listed = world.tv_agent(&["trust", "list", "--socket", &socket, "-o", "json"]);
     let listed = listed.unwrap();
-    // The command line is not understood.
-    if listed.code() == 2 {
-        return None;
-    }
     let rows: Vec<Value> = serde_json::from_str(listed.expect_success()).unwrap();
     let state = |row: &Value| {
         let pid = i32::try_from(row["pid"].as_i64()?).ok()?;
         Some((Pid::from_raw(pid), row["state"].as_str()?.to_owned()))
     };
-    Some(rows.iter().filter_map(state).collect())
+    rows.iter().filter_map(state).collect()
 }
 
 fn program(pid: Pid) -> Option<String> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tv_tests::process;
 use tv_tests::world::{GITHUB_API, World};
 
@@ -141,7 +141,9 @@ fn variables_that_name_other_stores_are_heeded() {
 fn copies_that_only_variables_name_are_enough() {
     let runtimes = Runtimes::find();
     World::run(|world| {
-        let daemon = world.daemon("variables", world.config()).unwrap();
+        let mut config = world.config();
+        config["trust"] = json!({ "install": "none" });
+        let daemon = world.daemon("variables", config).unwrap();
         let variables = variables(world, &world.dir().join("copies"));
         for row in [
             "curl",

@@ -28,11 +28,6 @@ impl Cell {
             Self::Cannot => "cannot",
         }
     }
-
-    /// Whether the agent says of the running process that it needs a restart, before it has tried.
-    pub fn foretold(self) -> bool {
-        matches!(self, Restart | RestartWithEnvironment)
-    }
 }
 
 /// The columns, as [`Row::expected`] has them.
@@ -43,9 +38,6 @@ pub const COLUMNS: [&str; 5] = [
     "read-only root",
     "`exec`",
 ];
-
-/// Which of them is that of a process that ran before.
-pub const RUNNING: usize = 2;
 
 /// What the right answer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -43,7 +43,9 @@ pub fn take_client_from_form(
 ) -> Result<(Option<Client>, Zeroizing<Vec<u8>>), Error> {
     let text = std::str::from_utf8(form).map_err(|_| Error::Client)?;
     let (client, rest) = split(text, wanted)?;
-    Ok((client, Zeroizing::new(rest.as_bytes().to_vec())))
+    // A form without credentials goes on byte for byte, empty fields included.
+    let rest = if client.is_some() { rest.as_bytes() } else { form };
+    Ok((client, Zeroizing::new(rest.to_vec())))
 }
 
 /// Whether a body is a form, and may hold credentials.

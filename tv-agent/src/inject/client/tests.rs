@@ -172,3 +172,12 @@ fn forms_are_known_by_their_type() {
     );
     assert!(!form("application/json") && !form("multipart/form-data") && !is_form(&HeaderMap::new()));
 }
+
+#[test]
+fn a_form_without_credentials_goes_on_byte_for_byte() {
+    for form in ["&", "&&a=b&", "a=b&&", ""] {
+        let (client, rest) = take_client_from_form(form.as_bytes(), &wanted(&[Place::Body])).unwrap();
+        assert!(client.is_none());
+        assert_eq!(&*rest, form.as_bytes(), "{form:?}");
+    }
+}

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+use crate::trust::layout::{JAVA_STORES, PYTHON_BUNDLES};
 
 /// Paths inside the process's root.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,14 +62,6 @@ const JAVA_OPTIONS: [&str; 4] = [
     "JAVA_OPTS",
 ];
 const TRUST_STORE: &str = "-Djavax.net.ssl.trustStore=";
-/// Below a Java home, of JDK 9 and later, and of JDK 8.
-const CACERTS: [&str; 2] = ["lib/security/cacerts", "jre/lib/security/cacerts"];
-/// Below a directory of Python packages.
-const CERTIFI: [&str; 3] = [
-    "certifi/cacert.pem",
-    "pip/_vendor/certifi/cacert.pem",
-    "botocore/cacert.pem",
-];
 
 impl Wanted {
     /// Takes in what `other` wants, up to [`limits::TRUST_EXTRA`]; whether that was anything new.
@@ -126,17 +119,21 @@ pub(super) fn wanted(traits: &Traits) -> Wanted {
             homes.extend(file.ancestors().skip(3).take(2).map(Path::to_owned));
         }
         if let Some(packages) = packages_of(&file) {
-            wanted.bundles.extend(CERTIFI.map(|name| packages.join(name)));
+            wanted
+                .bundles
+                .extend(PYTHON_BUNDLES.map(|name| packages.join(name)));
         }
         if file.file_name().is_some_and(|name| name == "cacert.pem") {
             wanted.bundles.insert(file);
         }
     }
     for home in homes {
-        wanted.keystores.extend(CACERTS.map(|name| home.join(name)));
+        wanted.keystores.extend(JAVA_STORES.map(|name| home.join(name)));
     }
     for packages in python_packages(traits, variable("VIRTUAL_ENV")) {
-        wanted.bundles.extend(CERTIFI.map(|name| packages.join(name)));
+        wanted
+            .bundles
+            .extend(PYTHON_BUNDLES.map(|name| packages.join(name)));
     }
     wanted
 }
