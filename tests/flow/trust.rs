@@ -3,7 +3,6 @@
 //! The process is this test's own: the book of records names it, and each test has an agent of its own.
 
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -12,6 +11,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 use tv_agent::control::TrustRow;
+use tv_agent::netns::MountsId;
 use tv_agent::trust::{Belief, Installation, MntnsId, StoreKind, fingerprint};
 use tv_tests::flow::{Dial, Flow, HOST, Setup, TlsStream, client_config, eventually, tcp_origin, within};
 
@@ -44,11 +44,7 @@ async fn becomes(flow: &Flow, state: Belief) -> TrustRow {
 
 /// The CA comes into this process' mount namespace.
 fn install(flow: &Flow) {
-    let mntns = std::fs::metadata("/proc/self/ns/mnt").unwrap();
-    let id = MntnsId {
-        dev: mntns.dev(),
-        ino: mntns.ino(),
-    };
+    let id: MntnsId = MountsId::of("/proc/self/ns/mnt").unwrap().into();
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).unwrap();
     let installation = Installation {
         at: now.into(),

@@ -71,8 +71,7 @@ impl Subject {
         let Some(body) = line.strip_prefix("200 ") else {
             let lower = line.to_ascii_lowercase();
             // Who tries again by itself meets the refusal that follows the proof.
-            let refused = self.column == COLUMNS[2]
-                && (lower.contains("connection reset") || lower.contains("econnreset"));
+            let refused = lower.contains("connection reset") || lower.contains("econnreset");
             let told = refused || DISTRUST.iter().any(|word| lower.contains(word));
             assert!(
                 line.starts_with("error ") && told,
@@ -266,7 +265,7 @@ impl Matrix<'_> {
             [
                 served(fresh[n], helped[n]),
                 served(helped[n], false),
-                restarted(went_on[n], fresh[n], helped[n]),
+                restarted(self.rows[n].0.name, went_on[n], fresh[n], helped[n]),
                 served(unwritable[n], helped[n]),
                 served(under[n], false),
             ]
@@ -280,13 +279,13 @@ impl Matrix<'_> {
 }
 
 /// Of a process that ran before, and new ones without and with the variables.
-fn restarted(before: Afterwards, fresh: bool, helped: bool) -> Cell {
+fn restarted(name: &str, before: Afterwards, fresh: bool, helped: bool) -> Cell {
     match before {
         Afterwards {
             served: true,
             foretold,
         } => {
-            assert!(!foretold, "a restart was foretold in vain");
+            assert!(!foretold, "{name}: a restart was foretold in vain");
             Cell::Works
         }
         Afterwards { foretold: false, .. } if fresh => Cell::RestartFound,

@@ -37,6 +37,21 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<NetnsCookie> {
     }
 }
 
+/// The number of the mount namespace behind `namespace`, an nsfs file (`NS_GET_MNTNS_ID`, Linux 6.11).
+///
+/// # Errors
+/// When the kernel is older, or it is no mount namespace.
+pub fn mount_namespace_number(namespace: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut number = 0u64;
+    // SAFETY: the kernel writes 64 bits to `number`, which lives across the call.
+    let rc = unsafe { libc::ioctl(namespace.as_raw_fd(), libc::NS_GET_MNTNS_ID, &raw mut number) };
+    if rc == 0 {
+        Ok(number)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Detaches the BPF link that is pinned at `path`, at once (`BPF_LINK_DETACH`, Linux 5.9).
 ///
 /// Removing the pin detaches too, but only after an RCU grace period: for some milliseconds the program would
@@ -301,6 +316,17 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>, way: Attach) -> io::
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn a_mount_namespace_has_one_number_and_other_namespaces_none() {
+        let open = |name: &str| std::fs::File::open(format!("/proc/self/ns/{name}")).unwrap();
+        let number = mount_namespace_number(open("mnt").as_fd());
+        // Before Linux 6.11 there is none.
+        let Ok(number) = number else { return };
+        assert_ne!(number, 0);
+        assert_eq!(mount_namespace_number(open("mnt").as_fd()).unwrap(), number);
+        mount_namespace_number(open("net").as_fd()).unwrap_err();
+    }
 
     #[test]
     fn two_sockets_of_one_namespace_have_one_cookie() {

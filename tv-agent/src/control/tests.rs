@@ -57,7 +57,7 @@ fn trust_row() -> TrustRow {
     TrustRow {
         pid: 7,
         started: 1,
-        mntns: MntnsId { dev: 4, ino: 5 },
+        mntns: MntnsId { number: 4, ino: 5 },
         cgroup: "/a".into(),
         unit: None,
         pod: None,

@@ -2,7 +2,7 @@
 //! and four times a second whatever happens.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,7 +15,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::sync::watch;
 
 use super::{NetnsId, id_of};
-use crate::limits;
+use crate::{limits, sys};
 
 /// Longest time between two looks: children that are cloned into a cgroup cause no event.
 const POLL: Duration = Duration::from_millis(250);
@@ -52,10 +52,12 @@ pub struct Seen {
     pub cgroup: Arc<Path>,
 }
 
-/// Device and inode of a mount namespace's nsfs file.
+/// What tells a mount namespace from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MountsId {
-    pub dev: u64,
+    /// The kernel's number, which is never given out twice (Linux 6.11); before that the device of nsfs, and the inode of
+    /// a namespace that is gone is soon another's.
+    pub number: u64,
     pub ino: u64,
 }
 
@@ -75,9 +77,15 @@ impl MountsId {
     /// # Errors
     /// When `path` is not there.
     pub fn of(path: &str) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
+        Self::of_file(&File::open(path)?)
+    }
+
+    /// # Errors
+    /// When `file` cannot be looked at.
+    pub fn of_file(file: &File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
         Ok(Self {
-            dev: metadata.dev(),
+            number: sys::mount_namespace_number(file.as_fd()).unwrap_or(metadata.dev()),
             ino: metadata.ino(),
         })
     }

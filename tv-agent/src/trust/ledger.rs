@@ -11,11 +11,20 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-/// What tells a living mount namespace from all others that live now: device and inode of its nsfs file.
+use crate::netns::MountsId;
+
+/// What tells a mount namespace from others; see [`crate::netns::MountsId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MntnsId {
-    pub dev: u64,
+    pub number: u64,
     pub ino: u64,
+}
+
+impl From<MountsId> for MntnsId {
+    fn from(id: MountsId) -> Self {
+        let MountsId { number, ino } = id;
+        Self { number, ino }
+    }
 }
 
 /// What a runtime may take its roots from.
@@ -142,7 +151,7 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    const ID: MntnsId = MntnsId { dev: 4, ino: 77 };
+    const ID: MntnsId = MntnsId { number: 4, ino: 77 };
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_is_told_of_the_installation_and_nobody_waits_for_ever() {

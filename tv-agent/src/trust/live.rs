@@ -181,7 +181,7 @@ impl Live {
                 continue;
             }
             let known = self.places.iter().any(|(place, known)| {
-                let here = place.namespace == (id.dev, id.ino);
+                let here = place.namespace == (id.number, id.ino);
                 here && known.is_tried()
                     && dwellers
                         .iter()
@@ -235,7 +235,7 @@ impl Live {
                 continue;
             };
             let id = PlaceId {
-                namespace: (id.dev, id.ino),
+                namespace: (id.number, id.ino),
                 root,
             };
             if !self.places.contains_key(&id) && self.places.len() >= limits::TRUST_PLACES {
@@ -276,7 +276,7 @@ impl Live {
     /// Tells the ledger what is in a namespace now.
     fn enter(&self, namespace: (u64, u64), ledger: &Ledger) {
         let id = MntnsId {
-            dev: namespace.0,
+            number: namespace.0,
             ino: namespace.1,
         };
         let mut all: Option<Installation> = None;
@@ -321,10 +321,7 @@ pub fn host_root() -> Result<super::Root, super::Error> {
 
 /// The same, as the ledger has it.
 pub fn namespace_of(id: MountsId) -> MntnsId {
-    MntnsId {
-        dev: id.dev,
-        ino: id.ino,
-    }
+    id.into()
 }
 
 fn root_of(path: &Path) -> Option<(u64, u64)> {

@@ -101,7 +101,7 @@ mod tests {
         TrustRow {
             pid,
             started: 7,
-            mntns: MntnsId { dev: 4, ino: 1 },
+            mntns: MntnsId { number: 4, ino: 1 },
             cgroup: "/system.slice/mail.service".into(),
             unit: Some("mail.service".into()),
             pod: None,

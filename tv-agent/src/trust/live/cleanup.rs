@@ -33,7 +33,7 @@ pub fn cleanup(dir: &Path, program: &Path) -> Result<Cleaned, Error> {
         let Ok(id) = MountsId::of(&format!("/proc/{process}/ns/mnt")) else {
             continue;
         };
-        if !seen.insert((id.dev, id.ino)) || homes.contains(&namespace_of(id)) {
+        if !seen.insert((id.number, id.ino)) || homes.contains(&namespace_of(id)) {
             continue;
         }
         // A process behind a chroot sees only some of the mounts: the helper looks at all of them.
@@ -75,7 +75,8 @@ pub(super) fn sweep(works: &mut Works, known: &dyn Fn(&PlaceId) -> bool) {
 /// Takes `ours` out of the namespace of a place, which one of `processes` may live in, and removes the copies.
 pub(super) fn leave(id: PlaceId, works: &mut Works, ours: &Ours, processes: &[i32]) {
     let lives = |process: &i32| {
-        MountsId::of(&format!("/proc/{process}/ns/mnt")).is_ok_and(|id_| (id_.dev, id_.ino) == id.namespace)
+        MountsId::of(&format!("/proc/{process}/ns/mnt"))
+            .is_ok_and(|id_| (id_.number, id_.ino) == id.namespace)
     };
     let one = processes.iter().copied().find(|process| lives(process));
     if let Some(process) = one.or_else(|| self::processes().into_iter().find(lives)) {

@@ -68,7 +68,7 @@ impl Place {
         News {
             first,
             namespace: MntnsId {
-                dev: id.namespace.0,
+                number: id.namespace.0,
                 ino: id.namespace.1,
             },
             cgroup: self.cgroup.clone(),
@@ -356,7 +356,7 @@ impl Place {
 /// Whether the process still has this root in this namespace.
 fn lives_in(process: i32, id: PlaceId) -> bool {
     let namespace = MountsId::of(&format!("/proc/{process}/ns/mnt"));
-    namespace.is_ok_and(|found| (found.dev, found.ino) == id.namespace)
+    namespace.is_ok_and(|found| (found.number, found.ino) == id.namespace)
         && root_of(Path::new(&format!("/proc/{process}/root"))) == Some(id.root)
 }
 

@@ -1,7 +1,6 @@
 //! Looks at processes: where they live, what runs in them; those seen connecting, and all that are enrolled. Blocks.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::table::{Key, Record};
 use super::{Belief, Processes, Runtime};
 use crate::limits;
-use crate::netns;
+use crate::netns::{self, MountsId};
 use crate::trust::{MntnsId, StoreKind, Unreached};
 use crate::workload::{Cgroup, Opened, Workload};
 
@@ -64,7 +63,7 @@ impl Looked {
     }
 
     fn of(process: &Opened, programs: &mut HashMap<(u64, u64), Runtime>) -> io::Result<Self> {
-        let mntns = id_of(&process.open("ns/mnt")?.metadata()?);
+        let mntns = MountsId::of_file(&process.open("ns/mnt")?)?.into();
         let file = process.open("exe")?.metadata()?;
         let program = (file.dev(), file.ino());
         let runtime = match programs.get(&program) {
@@ -72,6 +71,7 @@ impl Looked {
             None => Runtime::of_process(process)?,
         };
         programs.insert(program, runtime);
+        let runtime = runtime.as_started(process)?;
         Ok(Self {
             mntns,
             runtime,
@@ -142,22 +142,13 @@ impl Processes {
 
 /// Where the agent lives.
 pub(super) fn own_mntns() -> Option<MntnsId> {
-    fs::metadata("/proc/thread-self/ns/mnt")
-        .ok()
-        .map(|metadata| id_of(&metadata))
+    MountsId::of("/proc/thread-self/ns/mnt").ok().map(MntnsId::from)
 }
 
 /// Where `pid` lives: one look-up, which does not block.
 pub(super) fn mntns_of(pid: u32) -> Option<MntnsId> {
-    let metadata = fs::metadata(format!("/proc/{pid}/ns/mnt"));
-    metadata.ok().map(|metadata| id_of(&metadata))
-}
-
-fn id_of(metadata: &fs::Metadata) -> MntnsId {
-    MntnsId {
-        dev: metadata.dev(),
-        ino: metadata.ino(),
-    }
+    let id = MountsId::of(&format!("/proc/{pid}/ns/mnt"));
+    id.ok().map(MntnsId::from)
 }
 
 fn enrolled(roots: &[PathBuf]) -> Vec<u32> {

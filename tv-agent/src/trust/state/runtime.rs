@@ -114,14 +114,22 @@ impl Runtime {
         let path = process.link("exe")?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if let Some(runtime) = Self::of_name(&name) {
-            let asked = runtime == Self::Node && asks_for_openssl(process)?;
-            return Ok(if asked { Self::NodeOpenssl } else { runtime });
+            return Ok(runtime);
         }
         if elf::is_go(&process.open("exe")?).unwrap_or(false) {
             return Ok(Self::Go);
         }
         let maps = process.read("maps", limits::MAPS_BYTES)?;
         Ok(Self::of_maps(&String::from_utf8_lossy(&maps)).unwrap_or(Self::Native))
+    }
+
+    /// What `process` makes of its program by the options that it was started with.
+    ///
+    /// # Errors
+    /// When the process is gone, or may not be looked at.
+    pub(super) fn as_started(self, process: &Opened) -> io::Result<Self> {
+        let openssl = self == Self::Node && asks_for_openssl(process)?;
+        Ok(if openssl { Self::NodeOpenssl } else { self })
     }
 
     /// By the libraries in proc_pid_maps(5). Pure.
