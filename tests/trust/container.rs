@@ -60,34 +60,62 @@ impl Container {
         command
     }
 
-    /// Waits until the daemon has put the CA into its stores and says so of `processes` too; gives what it then foretells
-    /// of each: whether it needs a restart.
+    /// Waits until the daemon has put the CA into its stores and says so of `processes` too; gives what it then says of
+    /// each: whether it needs a restart.
     pub fn installed(&self, world: &World, processes: &[Pid]) -> BTreeMap<Pid, bool> {
-        let until = Instant::now() + LIMIT;
-        loop {
-            let states = states(world);
-            let settled = |pid: &Pid| states.get(pid).is_some_and(|state| state != "unknown");
-            if processes.iter().chain([&self.pid()]).all(settled) {
-                let foretold = |(pid, state): (Pid, String)| (pid, state == "needs_restart");
-                return states.into_iter().map(foretold).collect();
-            }
-            assert!(Instant::now() < until, "the CA does not arrive: {states:?}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        let rows = await_rows(world, |rows| {
+            let settled = |pid: &Pid| rows.get(pid).is_some_and(|row| row["state"] != "unknown");
+            processes.iter().chain([&self.pid()]).all(settled)
+        });
+        rows.iter().map(|(pid, row)| (*pid, needs_restart(row))).collect()
+    }
+
+    /// Runs `python` inside until the CA is in the packages that it leads to, wherever they lie.
+    pub fn lead_to_packages(&self, world: &World, python: &str) {
+        let root = std::fs::read_to_string(world.agent_root()).unwrap();
+        let line = root.lines().nth(1).expect("a line of the certificate");
+        let words = [python, "-c", WAIT_FOR_ROOT, line].map(str::to_owned);
+        process::run(self.command(&words).stdin(Stdio::null()), LIMIT)
+            .unwrap()
+            .expect_success();
     }
 }
 
-/// What the daemon believes of each process.
-fn states(world: &World) -> BTreeMap<Pid, String> {
+const WAIT_FOR_ROOT: &str = "import certifi, sys, time
+while sys.argv[1] not in open(certifi.where()).read():
+    time.sleep(0.05)";
+
+/// Foretold, or shown already by a client that tries again and again by itself.
+fn needs_restart(row: &Value) -> bool {
+    let caches = ["node", "deno", "java", "go"]
+        .iter()
+        .any(|runtime| row["runtime"] == **runtime);
+    row["state"] == "needs_restart" || row["state"] == "untrusted" && caches
+}
+
+/// What the daemon says of each process, once that is `enough`.
+fn await_rows(world: &World, enough: impl Fn(&BTreeMap<Pid, Value>) -> bool) -> BTreeMap<Pid, Value> {
+    let until = Instant::now() + LIMIT;
+    loop {
+        let rows = rows(world);
+        if enough(&rows) {
+            return rows;
+        }
+        assert!(Instant::now() < until, "the CA does not arrive: {rows:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn rows(world: &World) -> BTreeMap<Pid, Value> {
     let socket = world.dir().join("trust.sock").display().to_string();
     let listed = world.tv_agent(&["trust", "list", "--socket", &socket, "-o", "json"]);
     let listed = listed.unwrap();
     let rows: Vec<Value> = serde_json::from_str(listed.expect_success()).unwrap();
-    let state = |row: &Value| {
+    let keyed = |row: Value| {
         let pid = i32::try_from(row["pid"].as_i64()?).ok()?;
-        Some((Pid::from_raw(pid), row["state"].as_str()?.to_owned()))
+        Some((Pid::from_raw(pid), row))
     };
-    rows.iter().filter_map(state).collect()
+    rows.into_iter().filter_map(keyed).collect()
 }
 
 fn program(pid: Pid) -> Option<String> {

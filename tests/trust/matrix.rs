@@ -248,6 +248,9 @@ impl Matrix<'_> {
         drop(container);
         let container = Container::start(daemon.cgroup(), true);
         container.installed(self.world, &[]);
+        if let Some(python) = self.runtimes.python() {
+            container.lead_to_packages(self.world, python);
+        }
         let unwritable = self.each(read_only, |words| container.command(words));
         drop(container);
         let config = self.world.config();
