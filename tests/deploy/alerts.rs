@@ -6,7 +6,7 @@ use std::time::Duration;
 use promql_parser::parser::{self, Expr, VectorSelector};
 use promql_parser::util::{ExprVisitor, walk_expr};
 use serde_json::Value;
-use tv_agent::metrics::{Metrics, ReasonLabels, ResultLabels};
+use tv_agent::metrics::{CertificateLabels, Metrics, ReasonLabels, ResultLabels};
 
 use crate::support::{objects, only};
 
@@ -27,10 +27,20 @@ fn shown() -> BTreeSet<String> {
     metrics.cache_event("hit");
     metrics.request(&"github".into(), "forwarded", 200, Duration::ZERO);
     metrics.identity("alice");
+    metrics.shared_cache("hit");
+    metrics.trust_moved(None, Some("verified"));
+    for family in [
+        &metrics.config_reloads,
+        &metrics.audit,
+        &metrics.trust_installations,
+    ] {
+        family.get_or_create(&ResultLabels { result: "ok" }).inc();
+    }
+    let certificate = "root";
     metrics
-        .config_reloads
-        .get_or_create(&ResultLabels { result: "ok" })
-        .inc();
+        .ca_expiry
+        .get_or_create(&CertificateLabels { certificate })
+        .set(1);
     for family in [&metrics.namespace_failures, &metrics.uncaptured] {
         family.get_or_create(&ReasonLabels { reason: "enter" }).inc();
     }

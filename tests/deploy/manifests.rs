@@ -82,7 +82,7 @@ fn the_agent_reads_the_configuration_it_is_given() {
 
 #[test]
 fn the_agent_knows_its_command_lines() {
-    for which in ["plain", "cleanup", "privileged"] {
+    for which in ["plain", "cleanup", "privileged", "all"] {
         let pod = pod(which);
         let containers = ["initContainers", "containers"];
         let containers = containers

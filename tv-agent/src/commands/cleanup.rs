@@ -101,7 +101,6 @@ fn remove_exec_directories(run_dir: &Path, mount: &Path, removed: &mut Vec<Remov
 
 /// Takes the CA out of the mount namespaces of workloads, unless an agent runs that looks after it.
 fn remove_trust(dir: &Path, removed: &mut Vec<Removed>) -> Result<(), Error> {
-    let mark = dir.join(live::HOST_MARK);
     let cleaned = match live::cleanup(dir, Path::new("/proc/self/exe")) {
         Err(live::Error::Locked { .. }) => return Ok(()),
         other => other?,
@@ -112,10 +111,9 @@ fn remove_trust(dir: &Path, removed: &mut Vec<Removed>) -> Result<(), Error> {
     };
     removed.extend((0..cleaned.mounts).map(|_| one("mount from")));
     removed.extend((0..cleaned.directories).map(|_| one("directory in")));
-    if mark.exists() {
-        let taken = live::host_root()
-            .and_then(|root| trust::uninstall(&root))
-            .map_err(Error::Host)?;
+    if live::is_in_host(dir) {
+        let taken = live::host_root().and_then(|root| live::leave_host(dir, &root));
+        let taken = taken.map_err(Error::Host)?;
         let changed = taken.restored.into_iter().chain(taken.taken_out);
         removed.extend(changed.map(|path| Removed {
             what: "the CA from",
@@ -126,7 +124,6 @@ fn remove_trust(dir: &Path, removed: &mut Vec<Removed>) -> Result<(), Error> {
                 count: taken.left.len(),
             });
         }
-        fs::remove_file(&mark).map_err(|source| Error::Remove { path: mark, source })?;
     }
     if cleaned.left > 0 {
         return Err(Error::MountsLeft { count: cleaned.left });

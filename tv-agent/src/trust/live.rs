@@ -319,6 +319,24 @@ pub fn host_root() -> Result<super::Root, super::Error> {
     super::Root::open(Path::new(if elsewhere { "/proc/1/root" } else { "/" }))
 }
 
+/// Whether an agent that had `dir` put the CA into the machine's own stores.
+pub fn is_in_host(dir: &Path) -> bool {
+    dir.join(HOST_MARK).exists()
+}
+
+/// Takes it out of them again; what others have hidden it in is `left`, and stays marked.
+///
+/// # Errors
+/// When a store cannot be written, or somebody else is at work there.
+pub fn leave_host(dir: &Path, root: &super::Root) -> Result<super::Removed, super::Error> {
+    let removed = super::uninstall(root)?;
+    if removed.left.is_empty() {
+        let path = dir.join(HOST_MARK);
+        fs::remove_file(&path).map_err(|source| super::Error::Write { path, source })?;
+    }
+    Ok(removed)
+}
+
 /// The same, as the ledger has it.
 pub fn namespace_of(id: MountsId) -> MntnsId {
     id.into()

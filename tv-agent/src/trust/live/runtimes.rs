@@ -275,7 +275,7 @@ mod tests {
             arguments: arguments.iter().map(OsString::from).collect(),
             environment: environment.iter().map(|(k, v)| (k.into(), v.into())).collect(),
             files: paths(files),
-            directory: "/work".into(),
+            directory: "/srv/app".into(),
             root: "/".into(),
         }
     }
@@ -289,7 +289,7 @@ mod tests {
             ("HOME", "/root"),
         ];
         let wanted = wanted(&traits("/usr/bin/curl", &["curl"], &environment, &[]));
-        assert_eq!(wanted.bundles, paths(&["/etc/corp.pem", "/work/ca.pem"]));
+        assert_eq!(wanted.bundles, paths(&["/etc/corp.pem", "/srv/app/ca.pem"]));
         assert_eq!(wanted.keystores, paths(&[]));
     }
 
@@ -304,7 +304,7 @@ mod tests {
         let wanted = wanted(&traits("/opt/jdk-17/bin/java", &arguments, &environment, &files));
         for path in [
             "/app/trust.p12",
-            "/work/tool.jks",
+            "/srv/app/tool.jks",
             "/opt/jdk/lib/security/cacerts",
             "/opt/jdk-17/lib/security/cacerts",
         ] {
