@@ -515,3 +515,75 @@ fn a_process_with_the_machines_root_in_its_own_namespace_is_served() {
         assert!(!own.contains("/tv-agent/trust/"));
     });
 }
+
+/// Copies need room, which may not be there; nothing is half done then, and it is tried again.
+#[test]
+fn a_full_disk_under_the_copies_leaves_the_container_as_it_was() {
+    World::run(|world| {
+        let user = alice(world);
+        let place = world.dir().join("small");
+        std::fs::create_dir(&place).unwrap();
+        let tmpfs = |flags, size: &str| {
+            let size = Some(size);
+            nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), flags, size).unwrap();
+        };
+        tmpfs(nix::mount::MsFlags::empty(), "size=64k");
+        let mut config = world.config();
+        // Where mounts are recognised by, as in the other tests.
+        let dir = place.join("tv-agent/trust");
+        config["trust"] = serde_json::json!({ "dir": dir });
+        let daemon = world.daemon("trustfull", config).unwrap();
+        let container = Container::start(world, &daemon, "full", Shape::default());
+        let before = container.mounts();
+        wait_for("a failure that is counted", LIMIT, || {
+            let metrics = daemon.metrics().unwrap();
+            let failed =
+                |line: &str| line.starts_with("tv_agent_trust_installations_total{result=\"failed\"}");
+            metrics.lines().any(failed)
+        });
+        assert_eq!(container.mounts(), before);
+        tmpfs(nix::mount::MsFlags::MS_REMOUNT, "size=64m");
+        container.wait_until_trusting();
+        assert_clients_work(world, &container, &user);
+    });
+}
+
+/// Each step as an operator makes it: asked of the daemon, never forced, and nobody is restarted.
+#[test]
+fn a_root_is_replaced_in_a_running_container() {
+    World::run(|world| {
+        let user = alice(world);
+        let config = world.config();
+        let socket = config["admin"]["socket"].as_str().unwrap().to_owned();
+        let daemon = world.daemon("trustrotate", config).unwrap();
+        let container = Container::start(world, &daemon, "rotated", Shape::default());
+        container.wait_until_trusting();
+        assert_clients_work(world, &container, &user);
+        let old = ca_of(world);
+        let dir = world.agent_root().parent().unwrap().display().to_string();
+        let rotate = || {
+            let words = ["ca", "rotate", "-o", "json", "--dir", &dir, "--socket", &socket];
+            world.tv_agent(&words).unwrap()
+        };
+        let step = |name: &str| {
+            wait_for(name, LIMIT, || {
+                let rotated = rotate();
+                // The CA of the step before is still on its way into the container.
+                let refused = rotated.stderr.contains("does not have the new root yet");
+                assert!(rotated.success() || refused, "{}", rotated.stderr);
+                rotated.success() && rotated.stdout.contains(name)
+            });
+        };
+        step("published");
+        step("trusted");
+        step("issuing");
+        wait_for("another root signs", LIMIT, || ca_of(world) != old);
+        assert!(container.trusts(&old) && container.trusts(&ca_of(world)));
+        assert_clients_work(world, &container, &user);
+        let verify = ["trust", "verify", "--ca-dir", &dir, "--socket", &socket];
+        world.tv_agent(&verify).unwrap().expect_success();
+        step("retiring");
+        assert_clients_work(world, &container, &user);
+        assert_unseen(world, &user);
+    });
+}
