@@ -159,7 +159,8 @@ impl<'a> Store<'a> {
     fn merge(&mut self, found: &Found, copy: &Path, form: Form) -> Result<(), Error> {
         let bytes = self.read(found)?;
         let merged = merged(&found.path, &bytes, self.anchors, form)?;
-        write(copy, &merged, 0o444)?;
+        // What is private in it (a key beside the certificates, a key store) stays as private as it was.
+        write_as(copy, &merged, &found.metadata)?;
         self.copies.push((found.path.clone(), copy.to_owned()));
         self.watched.push((found.path.clone(), digest_of(&bytes)));
         Ok(())
@@ -183,6 +184,12 @@ impl<'a> Store<'a> {
         certificates: &mut Vec<Vec<u8>>,
     ) -> Result<(), Error> {
         make_directory(to)?;
+        keep_owner(to, &from.metadata)?;
+        let mode = fs::Permissions::from_mode(from.metadata.mode() & 0o755);
+        fs::set_permissions(to, mode).map_err(|source| Error::Write {
+            path: to.to_owned(),
+            source,
+        })?;
         for entry in from.entries()? {
             *seen += 1;
             if *seen > limits::TRUST_ENTRIES {
@@ -198,12 +205,10 @@ impl<'a> Store<'a> {
                 symlink(&target, &copy).map_err(|source| Error::Write { path: copy, source })?;
             } else if let Some(merged) = self.copy_of(&found.path).filter(|_| found.metadata.is_file()) {
                 let bytes = fs::read(&merged).map_err(|source| Error::Read { path: merged, source })?;
-                write(&copy, &bytes, 0o444)?;
+                write_as(&copy, &bytes, &found.metadata)?;
             } else if found.metadata.is_file() {
                 let bytes = self.read(&found)?;
-                // A private key that lies here stays as private as it was.
-                write(&copy, &bytes, found.metadata.mode() & 0o444)?;
-                keep_owner(&copy, &found.metadata)?;
+                write_as(&copy, &bytes, &found.metadata)?;
                 if from.path == top && bundle::has_certificate(&bytes) {
                     certificates.push(with_newline(bytes));
                 }
@@ -293,6 +298,12 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
             path: path.to_owned(),
             source,
         })
+}
+
+/// Readable for those who may read the original, and for nobody else.
+fn write_as(copy: &Path, bytes: &[u8], original: &Metadata) -> Result<(), Error> {
+    write(copy, bytes, original.mode() & 0o444)?;
+    keep_owner(copy, original)
 }
 
 /// Matters for files that not everybody may read; without the right to give files away they stay ours.

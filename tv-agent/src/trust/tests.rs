@@ -527,3 +527,31 @@ fn copies_stay_inside_the_root_and_private_files_private() {
     assert_eq!(fs::read_link(dir.join("loop")).unwrap(), Path::new("/etc/ssl"));
     assert_eq!(fs::metadata(dir).unwrap().permissions().mode() & 0o777, 0o755);
 }
+
+/// A bundle may have a private key beside its certificates, and a key store does: what only some may read stays so,
+/// wherever it is copied.
+#[test]
+fn a_store_that_not_everybody_may_read_has_a_copy_that_not_everybody_may_read() {
+    let mut fake = Fake::new();
+    let own = named("Own");
+    fake.put("etc/ssl/certs/ca-certificates.crt", &own);
+    fake.put("srv/combined.pem", &own);
+    fake.put("srv/hashed/one.pem", &own);
+    let only =
+        |path: &str, mode| fs::set_permissions(fake.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    only("srv/combined.pem", 0o600);
+    only("srv/hashed", 0o700);
+    fake.env.insert("SSL_CERT_FILE", "/srv/combined.pem".into());
+    fake.env.insert("SSL_CERT_DIR", "/srv/hashed".into());
+    let trust = fake.prepare().unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(value(&trust, "SSL_CERT_FILE")), 0o400);
+    assert_eq!(mode(value(&trust, "SSL_CERT_DIR")), 0o700);
+    // The system's own is for all.
+    assert_eq!(
+        mode(value(&trust, "CARGO_HTTP_CAINFO")),
+        0o400,
+        "it follows SSL_CERT_FILE"
+    );
+    assert_eq!(mode(target(&trust, "/etc/ssl/certs")), 0o755);
+}
