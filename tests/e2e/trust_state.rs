@@ -263,7 +263,7 @@ fn a_route_may_tunnel_those_who_do_not_trust_us() {
         let daemon = world.daemon("let", config.clone()).unwrap();
         let real = world.root_file().display().to_string();
         let url = format!("https://{}/headers", tv_tests::world::GITHUB_API);
-        // One process, two tries: the handshake that shows it, and the tunnel.
+        // One process, two tries: the handshake that shows it, and, once that was heard, the tunnel.
         let code = [
             "--write-out",
             "%{exitcode} ",
@@ -273,7 +273,16 @@ fn a_route_may_tunnel_those_who_do_not_trust_us() {
             "/dev/null",
         ];
         let twice = [
-            &["curl", "--silent", "--max-time", "20", "--cacert", &real],
+            &[
+                "curl",
+                "--silent",
+                "--max-time",
+                "20",
+                "--rate",
+                "1/s",
+                "--cacert",
+                &real,
+            ],
             &code[..],
             &[&url, &url],
         ]
