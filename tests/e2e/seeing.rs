@@ -8,13 +8,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 use tv_tests::process;
 use tv_tests::world::{CLIENT_SECRET, UNROUTED, World};
 
 use crate::absence::ask;
-use crate::support::{GITHUB_TOKEN, alice, curl, lines, wait_for};
+use crate::support::{GITHUB_TOKEN, SmallDisk, alice, curl, lines, wait_for};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -216,16 +215,8 @@ fn the_page_is_for_this_machine_and_for_those_who_ask_for_it() {
 fn a_full_disk_under_the_audit_trail_refuses_where_that_is_asked_for_and_passes_by() {
     World::run(|world| {
         let user = alice(world);
-        let place = world.dir().join("audit");
-        fs::create_dir(&place).unwrap();
-        mount(
-            Some("tmpfs"),
-            &place,
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some("size=64k"),
-        )
-        .unwrap();
+        let disk = SmallDisk::new(world.dir().join("audit"), "64k");
+        let place = disk.path();
         let audit = place.join("audit.json");
         let mut config = world.config();
         config["audit"] = json!({ "to": audit, "on_failure": "refuse" });

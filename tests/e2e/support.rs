@@ -1,7 +1,9 @@
 //! What the topics share: users, clients' command lines, and waiting.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tv_tests::fakes::origin::Origin;
 use tv_tests::world::{GITHUB_API, World};
 
@@ -72,6 +74,38 @@ pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < until, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A file system of a few pages. Declare it before what writes to it, so that it goes last.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub fn new(place: PathBuf, size: &str) -> Self {
+        std::fs::create_dir(&place).unwrap();
+        let disk = Self(place);
+        disk.mount(MsFlags::empty(), size);
+        disk
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn resize(&self, size: &str) {
+        self.mount(MsFlags::MS_REMOUNT, size);
+    }
+
+    fn mount(&self, flags: MsFlags, size: &str) {
+        let size = format!("size={size}");
+        mount(Some("tmpfs"), &self.0, Some("tmpfs"), flags, Some(&*size)).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Else the directory around it cannot be removed.
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap();
     }
 }
 

@@ -12,7 +12,9 @@ use tv_tests::cgroup::TestCgroup;
 use tv_tests::process;
 use tv_tests::world::{Daemon, GITHUB_API, World};
 
-use crate::support::{GITHUB_TOKEN, alice, assert_swapped, assert_unseen, bearer, curl, user_url, wait_for};
+use crate::support::{
+    GITHUB_TOKEN, SmallDisk, alice, assert_swapped, assert_unseen, bearer, curl, user_url, wait_for,
+};
 use container::{Container, LIMIT, Shape, make_root};
 
 mod container;
@@ -521,16 +523,10 @@ fn a_process_with_the_machines_root_in_its_own_namespace_is_served() {
 fn a_full_disk_under_the_copies_leaves_the_container_as_it_was() {
     World::run(|world| {
         let user = alice(world);
-        let place = world.dir().join("small");
-        std::fs::create_dir(&place).unwrap();
-        let tmpfs = |flags, size: &str| {
-            let size = Some(size);
-            nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), flags, size).unwrap();
-        };
-        tmpfs(nix::mount::MsFlags::empty(), "size=64k");
+        let disk = SmallDisk::new(world.dir().join("small"), "64k");
         let mut config = world.config();
         // Where mounts are recognised by, as in the other tests.
-        let dir = place.join("tv-agent/trust");
+        let dir = disk.path().join("tv-agent/trust");
         config["trust"] = serde_json::json!({ "dir": dir });
         let daemon = world.daemon("trustfull", config).unwrap();
         let container = Container::start(world, &daemon, "full", Shape::default());
@@ -542,7 +538,7 @@ fn a_full_disk_under_the_copies_leaves_the_container_as_it_was() {
             metrics.lines().any(failed)
         });
         assert_eq!(container.mounts(), before);
-        tmpfs(nix::mount::MsFlags::MS_REMOUNT, "size=64m");
+        disk.resize("64m");
         container.wait_until_trusting();
         assert_clients_work(world, &container, &user);
     });
