@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -19,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use crate::clock;
 use crate::flows::Flows;
 use crate::https::causes;
 use crate::local;
@@ -212,7 +212,7 @@ impl Control {
         };
         let (sender, receiver) = mpsc::channel(1);
         tokio::task::spawn_blocking(move || {
-            let rotated = match set.rotate(unix_now()) {
+            let rotated = match set.rotate(clock::unix_now().as_secs()) {
                 Ok(()) => Rotated::Keys(set.list()),
                 Err(error) => Rotated::Failed(causes(&error)),
             };
@@ -272,14 +272,6 @@ impl Control {
             more: Some(receiver),
         })
     }
-}
-
-/// Seconds since 1970.
-fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 /// Each part at most once, and no others: a flush of everything must not come of a typing error.

@@ -4,12 +4,12 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::audit::Audit;
+use crate::clock;
 
 /// Flows kept for those who ask later.
 const KEPT: usize = 1024;
@@ -103,8 +103,7 @@ impl Flows {
 
     /// Notes a flow, now.
     pub fn note(&self, mut flow: Flow) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        flow.time_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        flow.time_ms = clock::unix_now_ms();
         if let Some(audit) = self.audit.as_ref().filter(|_| flow.is_audited()) {
             audit.note(flow.time_ms, &flow);
         }

@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
+use crate::clock;
 use crate::control::Status;
 use crate::flows::Flow;
 
@@ -26,11 +26,10 @@ pub struct View {
 impl View {
     /// What there is now.
     pub fn of(status: Status, flows: Vec<Arc<Flow>>) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             status,
             flows,
-            now_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            now_ms: clock::unix_now_ms(),
         }
     }
 }

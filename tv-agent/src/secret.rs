@@ -8,6 +8,8 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::encode;
+
 /// A token or secret. It can be hashed, measured and compared by hash, but not printed.
 pub struct Secret(Zeroizing<String>);
 
@@ -39,10 +41,7 @@ impl Secret {
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         self.digest_into(&mut hash);
-        hash.finalize()[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        encode::hex(&hash.finalize()[..8])
     }
 
     /// The header of a JWS in compact form (RFC 7515 §7.1), decoded; None when this has not its form.

@@ -14,12 +14,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::addr::OriginAddr;
+use crate::clock;
 use crate::diag::{self, Answer, Connection, Protocol};
 use crate::flows::{Flow, Flows};
 use crate::limits;
@@ -376,7 +376,7 @@ impl Look {
                 tgid: holder.process.cast_unsigned(),
                 uid: connection.uid,
                 // It holds the socket now, whenever that was connected.
-                connected: clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from),
+                connected: clock::since_boot(),
             };
             self.workloads.identify(&recorded, &*self.pods)
         };

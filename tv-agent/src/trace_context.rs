@@ -2,6 +2,8 @@
 
 use http::HeaderMap;
 
+use crate::encode;
+
 /// What a request is a part of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {
@@ -38,7 +40,7 @@ impl TraceContext {
 
     /// The trace id as it stands in the header.
     pub fn trace_id(&self) -> String {
-        self.trace.iter().map(|byte| format!("{byte:02x}")).collect()
+        encode::hex(&self.trace)
     }
 }
 

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
-use crate::limits;
+use crate::{encode, limits};
 pub use anchors::{Anchor, Anchors};
 pub use caller::extra;
 use copies::Made;
@@ -240,8 +240,7 @@ pub fn prepare(
 /// SHA-256 of a certificate, hexadecimal, as [`Installation::roots`] names it.
 pub fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     use sha2::{Digest as _, Sha256};
-    let digest = Sha256::digest(certificate);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    encode::hex(&Sha256::digest(certificate))
 }
 
 fn make_directory(dir: &Path) -> Result<(), Error> {

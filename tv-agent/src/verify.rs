@@ -2,7 +2,7 @@
 //! its issuer, and the claims of both by the verifier's rules.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind as JwtError;
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
+use crate::clock;
 use crate::https;
 use crate::limits;
 use crate::oidc::{Issuer, Key, KeySet, KeySource, NoKey, NotJson, Object, object};
@@ -149,7 +150,7 @@ impl Verifier {
     /// # Errors
     /// [`Error::class`] says whose fault it is.
     pub async fn check(&self, token: &Secret) -> Result<Verified, Error> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = clock::unix_now();
         let checking = self.check_at(token, now.as_secs());
         checking.await.map_err(|kind| Error {
             verifier: self.settings.name.clone(),

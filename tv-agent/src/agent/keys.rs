@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::Error;
+use crate::clock;
 use crate::https;
 use crate::phase::{self, Phase};
 use crate::sign::keyset::Settings;
@@ -27,7 +28,7 @@ pub(super) fn open(
     own: &[CertificateDer<'static>],
     before: Option<&KeySets>,
 ) -> Result<KeySets, Error> {
-    let now = unix_now();
+    let now = clock::unix_now().as_secs();
     let mut all = Vec::new();
     for settings in sets {
         let known = before.and_then(|before| before.get(&settings.name));
@@ -64,7 +65,7 @@ pub(super) async fn tend(current: Current, mut phase: watch::Receiver<Phase>) {
         said.retain(|name, _| keysets.get(name).is_some());
         for set in keysets.iter() {
             let name = &set.settings().name;
-            match set.tend(unix_now()).await {
+            match set.tend(clock::unix_now().as_secs()).await {
                 Ok(false) => {}
                 Ok(true) => {
                     said.remove(name);
@@ -81,12 +82,4 @@ pub(super) async fn tend(current: Current, mut phase: watch::Receiver<Phase>) {
             }
         }
     }
-}
-
-/// Seconds since 1970.
-fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }

@@ -18,6 +18,7 @@ use super::show;
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
 use crate::addr::HostName;
+use crate::encode::certificate_pem;
 
 /// A node's intermediate (certificate and key), the CAs above it, and the roots' certificates. No root's key is in it.
 pub struct Authority {
@@ -136,7 +137,7 @@ impl Authority {
 
     /// The same as PEM.
     pub fn anchors_pem(&self) -> String {
-        self.anchors.iter().map(files::certificate_pem).collect()
+        self.anchors.iter().map(certificate_pem).collect()
     }
 
     /// The certificate that is sent after each leaf.
@@ -189,7 +190,7 @@ impl Authority {
         let not_after = not_after.unwrap_or(OffsetDateTime::UNIX_EPOCH);
         Ok(Self {
             mint: Mint::new(&chain[0], key, subtrees, not_after).map_err(make)?,
-            root_pem: files::certificate_pem(&root),
+            root_pem: certificate_pem(&root),
             anchors: vec![root.clone()],
             root,
             chain,

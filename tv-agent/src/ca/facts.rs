@@ -12,6 +12,7 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
+use crate::encode::hex;
 
 /// A certificate for people and for `-o json`. Times are RFC 3339, UTC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -145,8 +146,4 @@ fn dns_names(subtrees: Option<&[GeneralSubtree<'_>]>) -> Vec<String> {
             _ => None,
         })
         .collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

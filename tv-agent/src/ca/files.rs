@@ -10,7 +10,6 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
 use rcgen::PublicKeyData as _;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -231,17 +230,6 @@ pub(super) fn write_intermediate(paths: &Paths, chain_pem: &str, key_pem: &str) 
     write(&paths.fresh_key, key_pem.as_bytes(), 0o600)?;
     write(&paths.intermediate, chain_pem.as_bytes(), 0o644)?;
     move_to(&paths.fresh_key, &paths.intermediate_key)
-}
-
-/// RFC 7468 §5.
-pub(super) fn certificate_pem(der: &CertificateDer<'_>) -> String {
-    let body = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in body.as_bytes().chunks(64) {
-        pem.push_str(std::str::from_utf8(line).expect("base64 is ASCII"));
-        pem.push('\n');
-    }
-    pem + "-----END CERTIFICATE-----\n"
 }
 
 fn read(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error> {

@@ -7,9 +7,7 @@ use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 
 use super::authority::{self, Authority};
-use super::files::{
-    self, Paths, certificate_pem, exists, lock, make_directory, read_ca, read_certificate, read_key, write,
-};
+use super::files::{self, Paths, exists, lock, make_directory, read_ca, read_certificate, read_key, write};
 use super::issue::{self, Issued};
 use super::profile::{self, CaKey};
 use super::rotation::Step;
@@ -18,6 +16,7 @@ use super::source::{Loaded, Source};
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
 use crate::addr::HostName;
+use crate::encode::certificate_pem;
 
 /// What [`init`] did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -7,10 +7,11 @@ use zeroize::Zeroizing;
 
 use super::Error;
 use super::authority::{self, Authority};
-use super::files::{self, Paths, certificate_pem};
+use super::files::{self, Paths};
 use super::profile::{self, CaKey};
 use super::source::Loaded;
 use super::subtree::Subtrees;
+use crate::encode::certificate_pem;
 
 /// An intermediate that a TLS client would accept, not yet on disk.
 pub(super) struct Issued {

@@ -8,12 +8,13 @@ use time::OffsetDateTime;
 
 use super::Error;
 use super::authority::Authority;
-use super::files::{self, Paths, certificate_pem, exists, read_certificate, write};
+use super::files::{self, Paths, exists, read_certificate, write};
 use super::init;
 use super::issue::Issued;
 use super::rotation::{self, Rotation, Step, Witness};
 use super::source::{Loaded, Source};
 use super::subtree::Subtrees;
+use crate::encode::certificate_pem;
 
 /// A step that was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -11,10 +11,9 @@ use time::OffsetDateTime;
 use super::Error;
 use super::authority::Authority;
 use super::facts::{Facts, Parsed};
-use super::files::{
-    Paths, certificate_pem, exists, lock_shared, read_certificate, read_chain, read_rotation,
-};
+use super::files::{Paths, exists, lock_shared, read_certificate, read_chain, read_rotation};
 use super::rotation::{Rotation, Step};
+use crate::encode::certificate_pem;
 
 /// What [`show`] found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

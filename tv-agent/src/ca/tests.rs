@@ -17,13 +17,13 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
 
-use super::files::certificate_pem;
 use super::init::{init_at, renew_at};
 use super::leaves::MayMint;
 use super::mint::KeyKind;
 use super::profile::CaKey;
 use super::*;
 use crate::addr::HostName;
+use crate::encode::certificate_pem;
 use crate::limits;
 use crate::metrics::Metrics;
 

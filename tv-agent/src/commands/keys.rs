@@ -1,7 +1,6 @@
 //! `tv-agent keys list` and `keys rotate`: by the daemon, or on files where none runs.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::{Method, StatusCode};
 use time::OffsetDateTime;
@@ -9,6 +8,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{chain, control, load, print};
 use crate::cli::{KeysArgs, KeysCommand, exit};
+use crate::clock;
 use crate::config;
 use crate::control::{Error as Socket, Rotated, ask};
 use crate::sign::{KeySet, SetError, Shown};
@@ -109,7 +109,7 @@ async fn rotate(name: &str, args: &KeysArgs) -> Result<(), Error> {
                     sets.iter().map(|set| set.settings().name.to_string()).collect(),
                 ));
             };
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let now = clock::unix_now();
             set.rotate(now.as_secs())?;
             set.list()
         }

@@ -1,7 +1,5 @@
 //! A route whose vault signs: what was verified goes out in a token of our own.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use http::header::{AUTHORIZATION, HeaderName};
 use http::request::Parts;
 use hyper::body::Incoming;
@@ -10,6 +8,7 @@ use super::obtain::Brought;
 use super::swap::Outgoing;
 use super::{Outcome, Session};
 use crate::class::{Class, Refusal};
+use crate::clock;
 use crate::policy::credentials::Place;
 use crate::policy::{Credentials, Route};
 use crate::sign::{self, SigningVault};
@@ -42,7 +41,7 @@ impl Session {
         head: Parts,
         body: &mut Option<Incoming>,
     ) -> Result<Outcome, Refusal> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = clock::unix_now();
         let sign = |signer: &sign::Signer, claims| {
             let signed = signer.sign(claims, now.as_secs());
             signed.map_err(|error| error.refusal())

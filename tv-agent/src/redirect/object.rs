@@ -135,8 +135,7 @@ mod tests {
         if let (Some(object), Some(hash)) = (object(), object_sha256()) {
             use sha2::Digest as _;
             let digest = sha2::Sha256::digest(object);
-            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(hex, hash);
+            assert_eq!(crate::encode::hex(&digest), hash);
             assert_eq!(&object[..4], b"\x7fELF");
         }
     }

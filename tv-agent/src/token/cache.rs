@@ -1,7 +1,7 @@
 //! What was fetched and what was refused, each for its own time; and which vaults want to be left alone.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use moka::Expiry;
@@ -15,6 +15,7 @@ use super::labels::{Filter, Labels};
 use super::life::Life;
 use super::request::{self, Missing, Value};
 use super::{Grant, VaultSettings};
+use crate::encode;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -134,11 +135,6 @@ impl Good {
     pub fn never_refresh(&self) {
         *self.next_refresh.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
-}
-
-/// The time since 1970.
-pub(super) fn unix_now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// An entry as people may see it: nothing of a token, not even its length.
@@ -289,7 +285,7 @@ impl Store {
     pub fn list(&self) -> Vec<Cached> {
         let seconds = |duration: Duration| duration.as_secs();
         let row = |(key, entry): (Arc<Key>, Entry)| {
-            let name = key.0[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            let name = encode::hex(&key.0[..4]);
             let label = self.labels.get(&key);
             let (state, times) = match &entry {
                 Entry::Good(good) => {

@@ -8,7 +8,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::{Entry as Slot, VacantEntry};
 use tokio::sync::watch;
 
-use super::cache::{self, Entry, Good, Key, Store};
+use super::cache::{Entry, Good, Key, Store};
 use super::error::{Error, ErrorKind};
 use super::life::Life;
 use super::pace::Change;
@@ -16,6 +16,7 @@ use super::request::Ask;
 use super::shared::plan::Purpose;
 use super::shared::{Berth, Claim, Event, Shared, Wish};
 use super::{Client, Grant, Source, Vault, exchange, response};
+use crate::clock;
 use crate::https;
 use crate::metrics::Metrics;
 use crate::policy::Wanted;
@@ -318,7 +319,7 @@ impl Flight {
         let life = Life::of(
             granted.expires_in,
             self.subject.as_ref().and_then(|subject| subject.jwt_expiry()),
-            cache::unix_now(),
+            clock::unix_now(),
             settings.ttl_default,
             settings.ttl_max,
         );

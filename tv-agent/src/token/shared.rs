@@ -12,8 +12,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
-use super::cache::{self, Good, Key};
+use super::cache::{Good, Key};
 use super::life::Unlived;
+use crate::clock;
 use crate::dial::{Dialer, Unflagged};
 use crate::https;
 use crate::limits;
@@ -281,7 +282,7 @@ impl Shared {
                 useless(Event::Garbled);
                 continue;
             };
-            let (age, life) = match lived.seen(cache::unix_now(), wish.ttl_max) {
+            let (age, life) = match lived.seen(clock::unix_now(), wish.ttl_max) {
                 Ok(seen) => seen,
                 Err(Unlived::Expired) => {
                     useless(Event::Expired);

@@ -10,6 +10,7 @@ use rustls_pki_types::CertificateDer;
 
 use super::*;
 use crate::class::{Class, Fault};
+use crate::clock;
 use fake::{Answer, Body, CLIENT_SECRET, Fake, grant, settings, subject};
 
 pub mod fake;
@@ -237,7 +238,7 @@ async fn a_subject_that_has_ended_is_asked_for_but_never_cached() {
         assert_eq!((fake.count(), tokens.len()), (calls, 0));
     }
     // One that ends soon takes its entry with it.
-    let soon = jwt(cache::unix_now().as_secs() + 2);
+    let soon = jwt(clock::unix_now().as_secs() + 2);
     tokens.obtain(grant(&vault, &soon)).await.unwrap();
     assert_eq!(
         tokens.obtain(grant(&vault, &soon)).await.unwrap().source,

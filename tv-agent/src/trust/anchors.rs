@@ -1,15 +1,12 @@
 //! The root certificates that workloads are to trust: one, or several while a root is replaced.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use sha2::{Digest as _, Sha256};
 
-use super::{Error, hash};
+use super::{Error, fingerprint, hash};
+use crate::encode::certificate_pem;
 use crate::limits;
 
 /// Never empty.
@@ -62,16 +59,16 @@ impl Anchors {
 }
 
 impl Anchor {
-    fn from_der(der: &[u8]) -> Result<Self, Error> {
+    fn from_der(der: &CertificateDer<'_>) -> Result<Self, Error> {
         let (_, x509) = x509_parser::parse_x509_certificate(der).map_err(|_| Error::Ca)?;
         if !x509.is_ca() {
             return Err(Error::Ca);
         }
         Ok(Self {
-            pem: to_pem(der),
-            der: der.to_owned(),
+            pem: certificate_pem(der),
+            der: der.to_vec(),
             hash: hash::subject_hash(x509.subject()).ok_or(Error::Ca)?,
-            sha256: hex(&Sha256::digest(der)),
+            sha256: fingerprint(der),
         })
     }
 
@@ -98,23 +95,4 @@ impl Anchor {
     pub(super) fn name(&self) -> String {
         format!("tv-agent-{}", &self.sha256[..16])
     }
-}
-
-/// RFC 7468, lines of 64 characters.
-pub(super) fn to_pem(der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
-    for line in text.as_bytes().chunks(64) {
-        pem.extend(line.iter().copied().map(char::from));
-        pem.push('\n');
-    }
-    pem + "-----END CERTIFICATE-----\n"
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }

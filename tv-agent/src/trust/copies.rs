@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::anchors::to_pem;
 use super::layout::{BUNDLES, DIRECTORIES, SYSTEM_KEYSTORES};
 use super::root::Root;
 use super::search::Search;
 use super::store::{Form, Store};
 use super::{Anchors, Error, Mount, StoreKind, Unreached, make_directory};
+use crate::encode::certificate_pem;
 
 /// Stores that running processes are known to use: paths inside the root, besides those in the usual places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl Made {
         let target = Path::new("/etc/ssl/certs/ca-certificates.crt");
         let public: String = webpki_root_certs::TLS_SERVER_ROOT_CERTS
             .iter()
-            .map(|der| to_pem(der))
+            .map(certificate_pem)
             .collect();
         let bundle = store.write_bundle("bundle.pem", public.as_bytes())?;
         let certs = Path::new("/etc/ssl/certs");

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::anchors::to_pem;
 use super::journal::{self, Change, Journal, What};
 use super::layout::{self, BUNDLES, Distribution, SYSTEM_KEYSTORES};
 use super::place::{Attributes, State};
@@ -15,6 +14,7 @@ use super::root::Root;
 use super::search::Search;
 use super::store::{Form, merged};
 use super::{Anchors, Error, Extra, Unreached, bundle, copies, packages, tool, undo};
+use crate::encode::certificate_pem;
 
 /// What an installation has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -258,7 +258,7 @@ impl Work<'_> {
         self.directories(Path::new("/etc/ssl/certs"))?;
         let public: String = webpki_root_certs::TLS_SERVER_ROOT_CERTS
             .iter()
-            .map(|der| to_pem(der))
+            .map(certificate_pem)
             .collect();
         self.make(path, &bundle::merge(public.as_bytes(), self.anchors))
     }

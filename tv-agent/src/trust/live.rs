@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::time::{ClockId, clock_gettime};
 use rustls_pki_types::CertificateDer;
 
 use super::{Anchors, Installation, Ledger, MntnsId, Unreached};
+use crate::clock;
 use crate::limits;
 use crate::netns::{Found, MountsId, Seen};
 use hand::{Entrance, Hand};
@@ -347,11 +347,6 @@ fn root_of(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Since boot.
-fn boot_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
-}
-
 /// An error with its cause.
 pub fn why(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -364,7 +359,7 @@ pub fn why(error: &dyn std::error::Error) -> String {
 /// Says of a whole namespace that nothing could be done.
 pub fn nothing(reason: impl Into<String>) -> Installation {
     Installation {
-        at: boot_time(),
+        at: clock::since_boot(),
         unreached: vec![Unreached {
             path: "/".into(),
             why: reason.into(),

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use sha2::{Digest as _, Sha256};
 
 use super::Error;
-use super::anchors::hex;
+use crate::encode::hex;
 use crate::limits;
 
 pub struct Root {

@@ -13,10 +13,10 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use tokio::sync::{Semaphore, watch};
 
 use super::{Ledger, MntnsId};
+use crate::clock;
 use crate::flows::{Flow, Flows};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -95,7 +95,7 @@ impl Processes {
         if let Some(mntns) = mntns.filter(|_| ask.installation) {
             self.wait(mntns).await;
         }
-        let now = now();
+        let now = clock::since_boot();
         let mut table = self.table();
         let Some(record) = table.get(key) else {
             return Standing::default();
@@ -218,11 +218,11 @@ impl Processes {
     async fn wait(&self, mntns: MntnsId) {
         let ledger = &self.0.ledger;
         let due = ledger.is_attended() && Some(mntns) != self.0.home && ledger.versioned(mntns).1 == 0;
-        if !due || self.table().is_given_up(mntns, now()) {
+        if !due || self.table().is_given_up(mntns, clock::since_boot()) {
             return;
         }
         if !ledger.settled(mntns, limits::TRUST_WAIT).await {
-            self.table().give_up(mntns, now());
+            self.table().give_up(mntns, clock::since_boot());
             tracing::warn!(
                 mntns = mntns.ino,
                 "the CA was not put into a mount namespace in time; its processes connect without it"
@@ -232,7 +232,7 @@ impl Processes {
 
     fn learn(&self, workload: &Workload, flow: &Flow, what: impl FnOnce(&mut Evidence, u64, Duration)) {
         let Some(key) = Key::of(workload) else { return };
-        let now = now();
+        let now = clock::since_boot();
         if let Some(record) = self.table().get(key) {
             let (_, version) = record.installed(&self.0.ledger);
             what(&mut record.evidence, version, now);
@@ -325,11 +325,6 @@ fn tell(belief: Belief, runtime: Runtime, reason: Option<&str>, advice: &str, fl
             "a process does not trust the CA"
         ),
     }
-}
-
-/// Since boot.
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 #[cfg(test)]

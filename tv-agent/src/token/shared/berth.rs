@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Event, Shared, lock_name};
-use crate::token::cache::{self, Good, Key};
+use crate::clock;
+use crate::token::cache::{Good, Key};
 use crate::token::life::Lived;
 
 /// The place of one token, with the right to fill it if this node has the lock.
@@ -32,7 +33,7 @@ impl Berth {
 
     async fn put(&self, good: &Good) {
         let shared = &self.shared;
-        let (now, left) = (cache::unix_now(), good.left());
+        let (now, left) = (clock::unix_now(), good.left());
         let stay = left.min(shared.ttl_max);
         let Some(name) = self.names.first().filter(|_| stay >= Duration::from_millis(1)) else {
             return;

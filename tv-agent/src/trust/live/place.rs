@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::record::Line;
 use super::runtimes::{Traits, Wanted, wanted};
 use super::*;
+use crate::clock;
 use crate::trust::{Extra, Root, copies};
 
 pub(super) struct Place {
@@ -298,7 +299,7 @@ impl Place {
         let mut record = Record {
             generation,
             whole: false,
-            at: boot_time(),
+            at: clock::since_boot(),
             anchors: anchors.fingerprints(),
             roots: anchors.fingerprints(),
             stores: copies.kinds.clone(),
@@ -333,7 +334,7 @@ impl Place {
         use std::os::fd::AsFd as _;
         works.hand.unmount(at.namespace.as_fd(), &ours, Some(&keep))?;
         record.whole = true;
-        record.at = boot_time();
+        record.at = clock::since_boot();
         self.write(&record, &works.directory(id))?;
         Ok(record)
     }
