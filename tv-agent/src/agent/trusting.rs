@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::ca::Authority;
 use crate::config::{self, Install};
+use crate::https::causes;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::netns::Found;
 use crate::phase::{self, Phase};
@@ -133,7 +134,7 @@ impl Teller {
             }
             Outcome::Failed(error) => tracing::warn!(
                 mntns = id.ino, %cgroup, "mount namespace: does not trust the CA, trying again: {}",
-                live::why(error)
+                causes(error)
             ),
             Outcome::Left if news.first => {}
             Outcome::Left => tracing::info!(mntns = id.ino, %cgroup, "mount namespace: left"),
@@ -142,7 +143,7 @@ impl Teller {
 
     /// Nobody shall wait for an installation that cannot come.
     fn give_up(&mut self, error: &live::Error, found: &Found, ledger: &Ledger) {
-        let problem = live::why(error);
+        let problem = causes(error);
         if self.problem.as_ref() != Some(&problem) {
             tracing::warn!("the CA is not installed into workloads, trying again: {problem}");
         }

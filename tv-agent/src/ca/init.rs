@@ -11,12 +11,12 @@ use super::files::{self, Paths, exists, lock, make_directory, read_ca, read_cert
 use super::issue::{self, Issued};
 use super::profile::{self, CaKey};
 use super::rotation::Step;
-use super::show::with_sources;
 use super::source::{Loaded, Source};
 use super::subtree::Subtrees;
 use super::{Error, rfc3339};
 use crate::addr::HostName;
 use crate::encode::certificate_pem;
+use crate::https::causes;
 
 /// What [`init`] did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -208,7 +208,7 @@ fn tend(
         Err(error) if serves_until.is_some() => {
             advice.push(format!(
                 "A new intermediate is due ({reason}), but cannot be issued: {}",
-                with_sources(&error)
+                causes(&error)
             ));
             return Ok(Outcome::Kept);
         }
@@ -272,7 +272,7 @@ fn need(paths: &Paths, wanted: &Subtrees, now: OffsetDateTime) -> Result<Need, E
         Err(error @ (Error::Io { .. } | Error::KeyMode { .. } | Error::NotYetValid { .. })) => {
             return Err(error);
         }
-        Err(error) => return Ok(Need::Now(with_sources(&error))),
+        Err(error) => return Ok(Need::Now(causes(&error))),
     };
     let missing: Vec<&str> = wanted
         .permitted

@@ -14,6 +14,7 @@ use super::facts::{Facts, Parsed};
 use super::files::{Paths, exists, lock_shared, read_certificate, read_chain, read_rotation};
 use super::rotation::{Rotation, Step};
 use crate::encode::certificate_pem;
+use crate::https::causes;
 
 /// What [`show`] found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -70,7 +71,7 @@ pub fn show(dir: &Path) -> Result<Shown, Error> {
         old_root,
         problem: Authority::load_locked(dir, OffsetDateTime::now_utc())
             .err()
-            .map(|e| with_sources(&e)),
+            .map(|e| causes(&e)),
     })
 }
 
@@ -132,15 +133,4 @@ pub(super) fn other_roots(dir: &Path) -> Result<Vec<(&'static str, CertificateDe
     };
     let (der, parsed) = read_certificate(&path)?;
     Ok(vec![(what, der, parsed)])
-}
-
-/// An error and its causes in one line, for a report that is no log.
-pub(super) fn with_sources(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(source) = next {
-        text += &format!(": {source}");
-        next = source.source();
-    }
-    text
 }

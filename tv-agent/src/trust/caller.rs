@@ -123,7 +123,7 @@ fn trust_stores(environment: &dyn Fn(&str) -> Option<OsString>, command: &[OsStr
     let text = |value: &OsStr| value.to_string_lossy().into_owned();
     let variables = java::ALL_OPTIONS.iter().filter_map(|name| environment(name));
     let variables = variables.filter_map(|options| java::trust_store(&text(&options)));
-    let words = command.iter().filter_map(|word| java::named(&text(word)));
+    let words = command.iter().filter_map(|word| java::named(word));
     variables.chain(words).collect()
 }
 

@@ -9,6 +9,7 @@ use super::search::Search;
 use super::store::{Form, Store};
 use super::{Anchors, Error, Mount, StoreKind, Unreached, make_directory};
 use crate::encode::certificate_pem;
+use crate::https::causes;
 
 /// Stores that running processes are known to use: paths inside the root, besides those in the usual places.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -206,13 +207,9 @@ fn copy_into(bundle: &Path, directory: &Path) -> Result<(), Error> {
 }
 
 pub(super) fn unreached(error: &Error) -> Unreached {
-    let mut why = error.to_string();
-    if let Some(source) = std::error::Error::source(error) {
-        why = format!("{why}: {source}");
-    }
     Unreached {
         path: error.path().to_owned(),
-        why,
+        why: causes(error),
     }
 }
 

@@ -70,6 +70,11 @@ const VARIABLES: [Variable; 13] = [
 pub(super) const SSL_CERT_FILE: &str = "SSL_CERT_FILE";
 const SSL_CERT_DIR: &str = "SSL_CERT_DIR";
 
+/// Every variable that names a file.
+pub fn files() -> impl Iterator<Item = &'static str> {
+    VARIABLES.iter().map(|variable| variable.name)
+}
+
 /// What runtimes do with the variable `name`.
 pub fn effect(name: &str) -> Effect {
     let variable = VARIABLES.iter().find(|variable| variable.name == name);

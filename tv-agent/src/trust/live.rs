@@ -347,15 +347,6 @@ fn root_of(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// An error with its cause.
-pub fn why(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    if let Some(source) = error.source() {
-        text = format!("{text}: {source}");
-    }
-    text
-}
-
 /// Says of a whole namespace that nothing could be done.
 pub fn nothing(reason: impl Into<String>) -> Installation {
     Installation {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::{Installer, anchors};
 use crate::ca::Authority;
+use crate::https::causes;
 use crate::trust::live::{self, HOST_MARK};
 use crate::trust::{self, Anchors, Extra, Installation, Root, StoreKind};
 
@@ -39,7 +40,7 @@ async fn tend(
         let wanted = anchors(&authority.borrow_and_update());
         let installer = installer.clone();
         let install = move || {
-            let root = live::host_root().map_err(|error| live::why(&error))?;
+            let root = live::host_root().map_err(|error| causes(&error))?;
             install(&installer.dir, &root, &wanted)
         };
         let done = tokio::task::spawn_blocking(install).await;
@@ -77,7 +78,7 @@ fn install(dir: &Path, root: &Root, anchors: &Anchors) -> Result<Installation, S
     fs::create_dir_all(dir)
         .and_then(|()| fs::write(&mark, ""))
         .map_err(|error| format!("{}: {error}", mark.display()))?;
-    let done = trust::install(root, anchors, &Extra::default()).map_err(|error| live::why(&error))?;
+    let done = trust::install(root, anchors, &Extra::default()).map_err(|error| causes(&error))?;
     Ok(Installation {
         roots: anchors.fingerprints(),
         stores: [StoreKind::Bundle, StoreKind::Directory].into(),

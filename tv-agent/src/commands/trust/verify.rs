@@ -19,6 +19,7 @@ use crate::cli::{TrustVerifyArgs, exit};
 use crate::commands::{chain, print};
 use crate::config::default_ca_dir;
 use crate::control::{self, TrustRow, ask};
+use crate::https::causes;
 use crate::metrics::Metrics;
 use crate::trust::live::{self, Store};
 use crate::trust::{Anchors, StoreKind};
@@ -110,7 +111,7 @@ async fn verify(args: &TrustVerifyArgs) -> Result<Vec<Verdict>, Error> {
             }
             // Those that the daemon named may have ended meanwhile.
             Err(_) if args.pid.is_empty() && !Path::new(&format!("/proc/{pid}")).exists() => {}
-            Err(error) => verdicts.push(one(None, Err(live::why(&error)))),
+            Err(error) => verdicts.push(one(None, Err(causes(&error)))),
         }
     }
     Ok(verdicts)

@@ -1,5 +1,7 @@
 //! Options of a Java runtime in variables: which trust store they name. Pure.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 /// What every JVM reads, and tells on standard error that it did.
@@ -27,9 +29,9 @@ pub fn with_trust_store(options: &str, keystore: &Path) -> Option<String> {
 }
 
 /// The trust store that one word of a command line names.
-pub fn named(word: &str) -> Option<PathBuf> {
-    let path = word.strip_prefix(STORE)?;
-    (!path.is_empty()).then(|| path.into())
+pub fn named(word: &OsStr) -> Option<PathBuf> {
+    let path = word.as_bytes().strip_prefix(STORE.as_bytes())?;
+    (!path.is_empty()).then(|| OsStr::from_bytes(path).into())
 }
 
 /// The trust store that `-Djavax.net.ssl.trustStore=` in JVM options (JAVA_TOOL_OPTIONS and its like) names; the last
@@ -37,10 +39,11 @@ pub fn named(word: &str) -> Option<PathBuf> {
 pub fn trust_store(options: &str) -> Option<PathBuf> {
     let words = words_of(options);
     let last = words.iter().rfind(|word| word.starts_with(STORE))?;
-    named(last)
+    named(OsStr::new(last))
 }
 
-fn words_of(options: &str) -> Vec<String> {
+/// As the JVM parts them.
+pub fn words_of(options: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;

@@ -6,6 +6,7 @@ use std::os::fd::AsFd as _;
 
 use super::place::remove;
 use super::*;
+use crate::https::causes;
 
 /// What [`cleanup`] took away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub fn cleanup(dir: &Path, program: &Path) -> Result<Cleaned, Error> {
                 let mounts = mounts_of(&format!("/proc/{process}/mountinfo")).unwrap_or_default();
                 let left = mounts.iter().filter(|mount| all.is(mount)).count();
                 if left > 0 {
-                    tracing::warn!(process, "mounts of the CA are left: {}", why(&error));
+                    tracing::warn!(process, "mounts of the CA are left: {}", causes(&error));
                     cleaned.left += left;
                 }
             }
@@ -84,7 +85,7 @@ pub(super) fn leave(id: PlaceId, works: &mut Works, ours: &Ours, processes: &[i3
         if let Err(error) = &done
             && lives(&process)
         {
-            tracing::warn!(process, "mounts of the CA are left: {}", why(error));
+            tracing::warn!(process, "mounts of the CA are left: {}", causes(error));
             return;
         }
     }

@@ -6,6 +6,7 @@ use super::record::Line;
 use super::runtimes::{Traits, Wanted, wanted};
 use super::*;
 use crate::clock;
+use crate::https::causes;
 use crate::trust::{Extra, Root, copies};
 
 pub(super) struct Place {
@@ -169,7 +170,7 @@ impl Place {
         }
         let wait = self.retry.map_or(RETRY.0, |(_, wait)| (wait * 2).min(RETRY.1));
         self.retry = Some((now + wait, wait));
-        let told = self.failure.replace(why(&error));
+        let told = self.failure.replace(causes(&error));
         (told != self.failure).then_some(Outcome::Failed(error))
     }
 
@@ -321,7 +322,7 @@ impl Place {
                 Err(error @ (Error::Gone | Error::Start(_))) => return Err(error),
                 Err(error) => record.unreached.push(Unreached {
                     path: mount.target.clone(),
-                    why: why(&error),
+                    why: causes(&error),
                 }),
             }
         }

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
+use crate::trust::env::{self, java};
 use crate::trust::layout::{JAVA_STORES, PYTHON_BUNDLES};
 
 /// Paths inside the process's root.
@@ -36,32 +37,10 @@ pub(super) struct Traits {
     pub(super) root: PathBuf,
 }
 
-/// Variables that name a PEM file.
-const FILES: [&str; 15] = [
-    "SSL_CERT_FILE",
-    "CURL_CA_BUNDLE",
-    "REQUESTS_CA_BUNDLE",
-    "PIP_CERT",
-    "AWS_CA_BUNDLE",
-    "GIT_SSL_CAINFO",
-    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
-    "HTTPLIB2_CA_CERTS",
-    "NIX_SSL_CERT_FILE",
-    "CARGO_HTTP_CAINFO",
-    "NODE_EXTRA_CA_CERTS",
-    "DENO_CERT",
-    "BUNDLE_SSL_CA_CERT",
-    "CERTIFI_CACERT",
-];
-/// Variables with options for a Java runtime.
-const JAVA_OPTIONS: [&str; 4] = [
-    "JAVA_TOOL_OPTIONS",
-    "JDK_JAVA_OPTIONS",
-    "_JAVA_OPTIONS",
-    "JAVA_OPTS",
-];
-const TRUST_STORE: &str = "-Djavax.net.ssl.trustStore=";
+/// Variables that name a PEM file, besides those that [`env`] sets.
+const MORE_FILES: [&str; 2] = ["BUNDLE_SSL_CA_CERT", "CERTIFI_CACERT"];
+/// A variable with options for a Java runtime that start scripts read, besides those that it reads itself.
+const JAVA_OPTS: &str = "JAVA_OPTS";
 
 impl Wanted {
     /// Takes in what `other` wants, up to [`limits::TRUST_EXTRA`]; whether that was anything new.
@@ -96,16 +75,21 @@ pub(super) fn wanted(traits: &Traits) -> Wanted {
         let found = traits.environment.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value).filter(|value| !value.is_empty())
     };
-    for value in FILES.iter().filter_map(|name| variable(name)) {
+    for value in env::files().chain(MORE_FILES).filter_map(variable) {
         wanted.bundles.extend(traits.named(value));
     }
-    let options = JAVA_OPTIONS.iter().filter_map(|name| variable(name));
-    let options = options.flat_map(|value| value.as_bytes().split(u8::is_ascii_whitespace));
-    let arguments = traits.arguments.iter().map(|argument| argument.as_bytes());
-    for option in options.chain(arguments) {
-        if let Some(path) = option.strip_prefix(TRUST_STORE.as_bytes()) {
-            wanted.keystores.extend(traits.named(OsStr::from_bytes(path)));
-        }
+    let options = java::ALL_OPTIONS
+        .into_iter()
+        .chain([JAVA_OPTS])
+        .filter_map(variable);
+    let options = options.flat_map(|options| java::words_of(&options.to_string_lossy()));
+    let options: Vec<OsString> = options.map(OsString::from).collect();
+    for store in options
+        .iter()
+        .chain(&traits.arguments)
+        .filter_map(|word| java::named(word))
+    {
+        wanted.keystores.extend(traits.named(store.as_os_str()));
     }
     let mut homes: BTreeSet<PathBuf> = BTreeSet::new();
     let is_java = traits.program.file_name().is_some_and(|name| name == "java");

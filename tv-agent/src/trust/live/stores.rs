@@ -8,6 +8,7 @@ use rustls_pki_types::pem::PemObject as _;
 
 use super::runtimes::{Traits, wanted};
 use super::*;
+use crate::https::causes;
 use crate::trust::layout::{BUNDLES, DIRECTORIES, SYSTEM_KEYSTORES};
 use crate::trust::search::Search;
 use crate::trust::{Anchor, Root, StoreKind, keystore};
@@ -70,7 +71,7 @@ pub fn stores(process: u32, anchors: &Anchors) -> Result<Vec<Store>, super::Erro
     let read = paths.into_iter().map(|(path, kind)| {
         let (roots, problem) = match roots_of(&root, kind, &path, anchors) {
             Ok(roots) => (roots, None),
-            Err(error) => (Vec::new(), Some(why(&error))),
+            Err(error) => (Vec::new(), Some(causes(&error))),
         };
         Store {
             kind,
