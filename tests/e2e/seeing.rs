@@ -113,6 +113,10 @@ fn what_was_done_for_whom_is_told_everywhere_and_no_secret_anywhere() {
             page.contains("connection_required") && page.contains("api.github.com"),
             "{page}"
         );
+        assert!(
+            page.contains("Who trusts the CA") && page.contains("<td class=\"good\">verified</td>"),
+            "{page}"
+        );
         let metrics = daemon.metrics().unwrap();
         assert!(
             metrics.contains("tv_agent_audit_records_total{result=\"written\"} 2"),
@@ -281,7 +285,7 @@ fn a_real_browser_shows_the_page_and_finds_nothing_to_complain_of() {
                 "--headless",
                 "--no-sandbox",
                 "--disable-gpu",
-                "--window-size=1200,1000",
+                "--window-size=1200,1250",
             ])
             .args(["--enable-logging=stderr", "--v=0"])
             .arg(format!(

@@ -13,22 +13,26 @@ use time::OffsetDateTime;
 use crate::clock;
 use crate::control::Status;
 use crate::flows::Flow;
+use crate::trust::{Belief, Known};
 
 /// What there is to show.
 pub struct View {
     pub status: Status,
     /// Oldest first.
     pub flows: Vec<Arc<Flow>>,
+    /// The processes that were seen connecting.
+    pub processes: Vec<Known>,
     /// Milliseconds since 1970.
     pub now_ms: u64,
 }
 
 impl View {
     /// What there is now.
-    pub fn of(status: Status, flows: Vec<Arc<Flow>>) -> Self {
+    pub fn of(status: Status, flows: Vec<Arc<Flow>>, processes: Vec<Known>) -> Self {
         Self {
             status,
             flows,
+            processes,
             now_ms: clock::unix_now_ms(),
         }
     }
@@ -72,6 +76,7 @@ pub fn render(view: &View) -> String {
     overview(&mut html, &view.status);
     callers(&mut html, view);
     refused(&mut html, view);
+    trust(&mut html, view);
     last(&mut html, view);
     html.push_str("</body>\n</html>\n");
     html
@@ -185,18 +190,75 @@ fn refused(html: &mut String, view: &View) {
     table(html, "Refused", &head, rows.collect());
 }
 
+/// Who does not trust the CA first, and what to do about it.
+fn trust(html: &mut String, view: &View) {
+    const ORDER: [Belief; 5] = [
+        Belief::Untrusted,
+        Belief::NeedsRestart,
+        Belief::Unknown,
+        Belief::Installed,
+        Belief::Verified,
+    ];
+    let _ = writeln!(html, "<h2>Who trusts the CA</h2>");
+    let counts: Vec<String> = ORDER
+        .into_iter()
+        .map(|belief| {
+            (
+                belief,
+                view.processes.iter().filter(|p| p.belief == belief).count(),
+            )
+        })
+        .filter(|(_, count)| *count > 0)
+        .map(|(belief, count)| format!("{count} {}", belief.label()))
+        .collect();
+    let rank = |known: &Known| ORDER.iter().position(|belief| *belief == known.belief);
+    let mut processes: Vec<(String, &Known)> = view.processes.iter().map(|p| (who(&p.who), p)).collect();
+    processes.sort_by(|(a, x), (b, y)| (rank(x), a, x.who.tgid).cmp(&(rank(y), b, y.who.tgid)));
+    let rows = processes.iter().take(ROWS).map(|(who, known)| {
+        let class = match known.belief {
+            Belief::Untrusted | Belief::NeedsRestart => " class=\"bad\"",
+            Belief::Verified => " class=\"good\"",
+            Belief::Unknown | Belief::Installed => "",
+        };
+        format!(
+            "<td>{}</td><td>{}</td><td>{}</td><td{class}>{}</td><td>{}</td><td>{}</td>",
+            escape(who),
+            escape(&process(&known.who)),
+            known.runtime.label(),
+            known.belief.label(),
+            escape(known.reason.as_deref().unwrap_or("")),
+            escape(&known.advice),
+        )
+    });
+    let head = [
+        "Workload",
+        "Process",
+        "Runtime",
+        "State",
+        "How it showed",
+        "What to do",
+    ];
+    if !counts.is_empty() {
+        let _ = writeln!(
+            html,
+            "<p>Of the processes seen connecting: {}.</p>",
+            counts.join(", ")
+        );
+    }
+    rows_of(html, &head, rows.collect());
+}
+
 fn last(html: &mut String, view: &View) {
     let rows = view.flows.iter().rev().take(ROWS).map(|flow| {
         let what = match (&flow.request, flow.status) {
             (Some(request), Some(status)) => format!("{request} {status} {}", flow.outcome),
             _ => flow.outcome.clone(),
         };
-        let process = format!("{}[{}]", flow.process.as_deref().unwrap_or("?"), flow.tgid);
         format!(
             "<td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.1}</td>",
             clock(flow.time_ms),
             escape(&who(flow)),
-            escape(&process),
+            escape(&process(flow)),
             escape(flow.host.as_deref().or(flow.origin.as_deref()).unwrap_or("?")),
             escape(&what),
             flow.took_us as f64 / 1000.0,
@@ -208,6 +270,10 @@ fn last(html: &mut String, view: &View) {
 
 fn table(html: &mut String, title: &str, head: &[&str], rows: Vec<String>) {
     let _ = writeln!(html, "<h2>{title}</h2>");
+    rows_of(html, head, rows);
+}
+
+fn rows_of(html: &mut String, head: &[&str], rows: Vec<String>) {
     if rows.is_empty() {
         html.push_str("<p>Nothing so far.</p>\n");
         return;
@@ -237,6 +303,10 @@ fn who(flow: &Flow) -> String {
         .or_else(|| flow.container.as_ref().map(|id| format!("container {id}")))
         .or_else(|| flow.cgroup.clone())
         .unwrap_or_else(|| "?".to_owned())
+}
+
+fn process(flow: &Flow) -> String {
+    format!("{}[{}]", flow.process.as_deref().unwrap_or("?"), flow.tgid)
 }
 
 fn clock(time_ms: u64) -> String {
@@ -297,6 +367,7 @@ mod tests {
                 kernel: vec![],
             },
             flows: flows.into_iter().map(Arc::new).collect(),
+            processes: vec![],
             now_ms: 100_000,
         }
     }
@@ -361,9 +432,38 @@ mod tests {
     #[test]
     fn it_is_bounded_and_says_so_when_there_is_nothing() {
         let html = render(&view(vec![]));
-        assert_eq!(html.matches("Nothing so far.").count(), 3);
+        assert_eq!(html.matches("Nothing so far.").count(), 4);
         let many = (0..1000).map(|_| request("refused", Some("caller"))).collect();
         let html = render(&view(many));
         assert_eq!(html.matches("<td>00:00:40</td>").count(), 2 * ROWS);
+    }
+
+    #[test]
+    fn who_does_not_trust_the_ca_stands_first_with_what_to_do() {
+        let known = |process: &str, belief, advice: &str| Known {
+            who: Flow {
+                process: Some(process.into()),
+                ..request("", None)
+            },
+            runtime: crate::trust::Runtime::Node,
+            belief,
+            reason: (belief == Belief::Untrusted).then(|| "TLS alert <unknown_ca>".to_owned()),
+            advice: advice.into(),
+        };
+        let mut view = view(vec![]);
+        view.processes = vec![
+            known("good", Belief::Verified, ""),
+            known("<b>", Belief::Untrusted, "start it with NODE_EXTRA_CA_CERTS"),
+        ];
+        let html = render(&view);
+        assert!(html.contains("1 untrusted, 1 verified"), "{html}");
+        let (bad, good) = (
+            html.find("start it with NODE_EXTRA_CA_CERTS"),
+            html.find("good[0]"),
+        );
+        assert!(bad.unwrap() < good.unwrap());
+        assert!(html.contains("TLS alert &lt;unknown_ca&gt;") && !html.contains("<b>"));
+        view.processes = (0..1000).map(|_| known("p", Belief::Installed, "")).collect();
+        assert_eq!(render(&view).matches("<td>installed</td>").count(), ROWS);
     }
 }

@@ -4,6 +4,7 @@
 
 mod elf;
 mod evidence;
+mod known;
 mod look;
 mod runtime;
 mod table;
@@ -24,6 +25,7 @@ use crate::phase::{self, Phase};
 use crate::workload::{Process, Workload};
 pub use evidence::{Belief, Sign};
 use evidence::{Evidence, Facts};
+pub use known::Known;
 use look::Looked;
 pub use look::Row;
 pub use runtime::Runtime;

@@ -191,8 +191,9 @@ impl Sockets {
         if let Some((address, listener)) = self.metrics {
             local.metrics = Some((address, copy(listener.as_fd())?));
             let current = agent.current().clone();
-            let (flows, shown) = (agent.flows().clone(), status.clone());
-            let view = move || View::of(shown(), flows.follow().0);
+            let (flows, processes, shown) =
+                (agent.flows().clone(), agent.processes().clone(), status.clone());
+            let view = move || View::of(shown(), flows.follow().0, processes.known());
             let admin = Admin {
                 metrics: metrics.clone(),
                 ready,
