@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::{Failed, Outcome, root};
 
 mod faults;
+mod incidents;
 mod layers;
 
 /// Lines of a file before its tests.
@@ -142,6 +143,7 @@ pub fn check(root: &Path) -> Vec<Finding> {
     }
     findings.extend(layers::check(root));
     findings.extend(faults::check(root));
+    findings.extend(incidents::check(root));
     for document in [
         "README.md",
         "ARCHITECTURE.md",
