@@ -119,6 +119,59 @@ fn stopped_with_a_slow_request(world: &World, drain: u64) -> (Daemon<'_>, proces
     (daemon, slow)
 }
 
+/// Prints a line for each request: who answered, or the error's number.
+const HAMMER: &str = r#"
+import http.client, ssl, sys, time
+roots, token, seconds = sys.argv[1:]
+context = ssl.create_default_context(cafile=roots)
+end = time.monotonic() + float(seconds)
+while time.monotonic() < end:
+    connection = http.client.HTTPSConnection("api.github.com", context=context, timeout=10)
+    try:
+        connection.request("GET", "/user", headers={"Authorization": "Bearer " + token})
+        answer = connection.getresponse()
+        answer.read()
+        print(answer.status, flush=True)
+    except OSError as error:
+        print("refused", flush=True)
+        time.sleep(0.002)
+    finally:
+        connection.close()
+"#;
+
+/// Stopped and taken away while a workload calls without pause: swapped, then refused, then native, in this order.
+#[test]
+fn taken_away_under_load_it_goes_from_swapped_to_refused_to_native() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("uninstall", world.config()).unwrap();
+        let roots = world.dir().join("both.pem");
+        let both = [world.agent_root(), world.root_file()].map(|file| std::fs::read_to_string(file).unwrap());
+        std::fs::write(&roots, both.concat()).unwrap();
+        let mut hammer = daemon.command("python3");
+        hammer.args(["-c", HAMMER, &roots.display().to_string(), &user, "6"]);
+        let hammer = process::start(&mut hammer).unwrap();
+        wait_for("it is under way", Duration::from_secs(10), || {
+            world.github.count() > 20
+        });
+        assert_unseen(world, &user);
+        daemon.signal(Signal::SIGTERM).unwrap();
+        assert_eq!(daemon.wait(Duration::from_secs(10)).unwrap().code(), 0);
+        std::thread::sleep(Duration::from_millis(500));
+        assert_unseen(world, &user);
+        assert_eq!(world.take_unexpected(), Vec::<String>::new());
+        let refused_until = world.github.count();
+        world.tv_agent(&["cleanup"]).unwrap().expect_success();
+        let said = hammer.finish(Duration::from_secs(20)).unwrap();
+        let mut said: Vec<&str> = said.expect_success().lines().collect();
+        said.dedup();
+        assert!(world.github.count() > refused_until, "native again");
+        // The provider's fake wants no token of the vault's, says so by 599, and remembers it.
+        assert_eq!(said, ["200", "refused", "599"]);
+        assert!(!world.take_unexpected().is_empty());
+    });
+}
+
 #[test]
 fn a_drain_ends_at_its_deadline() {
     World::run(|world| {

@@ -121,6 +121,41 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
+/// What a daemon of another ABI version left, an older one's at an upgrade or a newer one's at a downgrade.
+#[test]
+fn pins_of_another_version_refuse_until_they_are_replaced() {
+    for version in ["v1", "v99"] {
+        with_world("version", |world| {
+            let origin = Origin::listen(ORIGIN4);
+            let mut workload = world.workload();
+            drop(world.agent());
+            let ours = fs::read_dir(world.pin_root())
+                .unwrap()
+                .next()
+                .unwrap()
+                .unwrap()
+                .path();
+            let theirs = world.pin_root().join(version);
+            fs::rename(&ours, &theirs).unwrap();
+            assert_eq!(workload.tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
+
+            let agent = world.agent();
+            assert!(ours.is_dir() && theirs.is_dir(), "maps of its own, not theirs");
+            // Theirs go when ours are there: until then nothing passes.
+            assert_eq!(workload.tcp(ORIGIN4, ""), Err(named(Errno::ECONNREFUSED)));
+            let retired = agent.redirect.retire_stale().unwrap();
+            assert!(
+                retired.iter().all(|path| path.starts_with(&theirs)),
+                "{retired:?}"
+            );
+            workload.tcp(ORIGIN4, "").unwrap();
+            assert_eq!(agent.recorded().origin.0, address(ORIGIN4));
+            assert_eq!((links(&world.pin_root()), links(&theirs)), (7, 0));
+            assert_eq!(origin.visitors(), 0);
+        });
+    }
+}
+
 #[test]
 fn stale_pins_of_other_cgroups_go_when_asked() {
     with_world("stale", |world| {
