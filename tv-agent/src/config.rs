@@ -12,6 +12,7 @@ use url::Url;
 
 use crate::audit;
 use crate::decide::OnUnknownName;
+use crate::files;
 use crate::limits;
 use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
@@ -152,7 +153,7 @@ pub enum Error {
 impl Config {
     /// Reads and checks `file`.
     pub fn load(file: &Path, env: Env<'_>) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
+        let text = files::read_to_string(file).map_err(|source| Error::Read {
             file: file.to_owned(),
             source,
         })?;

@@ -13,6 +13,7 @@ pub mod class;
 pub mod clock;
 pub mod diag;
 pub mod encode;
+pub mod files;
 pub mod flows;
 pub mod https;
 pub mod limits;
