@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::audit;
+use crate::confine;
 use crate::decide::OnUnknownName;
 use crate::files;
 use crate::limits;
@@ -69,6 +70,8 @@ pub struct Config {
     pub traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub ca_dir: PathBuf,
     pub trust: Trust,
+    /// Whom the data path runs as.
+    pub user: confine::User,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,6 +238,7 @@ impl Config {
             traces: None,
             ca_dir: default_ca_dir(),
             trust: Trust::default(),
+            user: confine::User::by_default(&passwd()),
         })
     }
 
@@ -287,6 +291,11 @@ fn default_socket() -> PathBuf {
 
 fn default_metrics() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 15020))
+}
+
+/// Without the file there are no names.
+fn passwd() -> String {
+    files::read_to_string(Path::new("/etc/passwd")).unwrap_or_default()
 }
 
 pub fn default_ca_dir() -> PathBuf {

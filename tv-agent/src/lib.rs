@@ -11,6 +11,7 @@ pub mod body;
 pub mod candidates;
 pub mod class;
 pub mod clock;
+pub mod confine;
 pub mod diag;
 pub mod encode;
 pub mod files;

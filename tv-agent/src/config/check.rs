@@ -114,6 +114,7 @@ impl Checker<'_> {
             traces: raw.traces.map(|raw| self.traces(raw)).transpose()?,
             ca_dir,
             trust,
+            user: self.user(&raw.privileges, &passwd())?,
         })
     }
 
@@ -161,6 +162,14 @@ impl Checker<'_> {
             on_unknown_name: raw.on_unknown_name,
             pod_facts: self.pod_facts(raw.pod_facts.as_ref())?,
         })
+    }
+
+    fn user(&self, raw: &raw::Privileges, passwd: &str) -> Result<confine::User, Error> {
+        let Some(at) = &raw.user else {
+            return Ok(confine::User::by_default(passwd));
+        };
+        let user = confine::User::find(&at.value, passwd);
+        user.map_err(|unknown| self.value("privileges.user", at, &at.value, unknown.to_string()))
     }
 
     pub(super) fn network(&self, key: &str, at: &Spanned<String>) -> Result<IpNet, Error> {
