@@ -17,9 +17,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tv_tests::puppet::{Arg, Outcome, Puppet};
-use tv_tests::world;
+use tv_tests::world::{self, World};
 
-use crate::support::wait_for;
+use crate::absence::assert_served;
+use crate::support::{alice, bearer, curl, user_url, wait_for};
 
 use Arg::{Bytes, Number};
 
@@ -148,6 +149,9 @@ fn it_can_do_what_it_has_to_and_nothing_else() {
         assert!(refused, "{what}: {result}");
     }
     assert_confined(probe.pid());
+    let status = status(probe.pid());
+    let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+    assert_ne!(threads.unwrap().trim(), "1", "as a data path has");
 }
 
 /// Each call and what has to come of it, tried on the probe; the same is tried on a data path.
@@ -230,6 +234,38 @@ fn without_the_right_to_drop_the_bounding_set_it_says_so_and_is_confined() {
     for (what, result) in probe.tried("needed") {
         assert_eq!(result, "done", "{what}");
     }
+}
+
+/// The real one, while it serves: the same, and an end that leaves nobody a way past.
+#[test]
+#[ignore = "until the daemon starts a data path"]
+fn a_daemons_data_path_is_confined_like_that() {
+    World::run(|world| {
+        let user = alice(world);
+        let mut daemon = world.daemon("confined", world.config()).unwrap();
+        assert_served(world, &daemon, &user);
+        let [data_path] = children_of(daemon.pid(), "__data-path")[..] else {
+            panic!("one data path");
+        };
+        assert_confined(data_path);
+        let (root, files) = (world.agent_root(), Files::new());
+        let ca = root.parent().unwrap();
+        let mut unreadable = files.all().to_vec();
+        unreadable.extend([ca, daemon.config_file()]);
+        let mut puppet = Puppet::seize(data_path).unwrap();
+        assert_refused(&mut puppet, &unreadable);
+        drop(puppet);
+        assert_served(world, &daemon, &user);
+        let (what, call, arguments) = &deadly()[0];
+        let outcome = Puppet::seize(data_path).unwrap().call(*call, arguments).unwrap();
+        assert_eq!(outcome, Outcome::Killed(Signal::SIGSYS), "{what}");
+        wait_for("the warden ends too", LIMIT, || daemon.ended().is_some());
+        let authorization = bearer(&user);
+        let asked = daemon
+            .run(&curl(&["--header", &authorization, &user_url()]))
+            .unwrap();
+        assert_eq!(asked.code(), 7, "connect() is refused: {}", asked.stderr);
+    });
 }
 
 /// What /proc says of a data path: nobody, with nothing, under filters, of no use to a debugger of its own user.

@@ -45,7 +45,13 @@ fn main() -> ExitCode {
     }
     if let Command::ConfinedProbe(args) = &cli.command {
         // As above: a process is confined while it has one thread.
-        return commands::confined_probe::run(args).into();
+        return match commands::confined_probe::run(args) {
+            Ok(()) => exit::OK.into(),
+            Err(error) => {
+                eprintln!("tv-agent: {}", commands::chain(&error));
+                exit::FAILED.into()
+            }
+        };
     }
     let filter = log(&cli);
     if matches!(cli.command, Command::Run(_))

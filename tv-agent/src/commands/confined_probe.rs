@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::{TcpListener, ToSocketAddrs as _, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{SpliceFFlags, splice};
@@ -18,8 +18,8 @@ use nix::unistd::{Uid, getppid, setgroups, setuid};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{chain, print};
-use crate::cli::{Output, ProbeArgs, exit};
+use super::print;
+use crate::cli::{Output, ProbeArgs};
 use crate::confine::{self, Confined, Confinement, User};
 use crate::sys;
 use crate::upstream::roots;
@@ -39,10 +39,28 @@ struct Tried {
     result: String,
 }
 
+/// Why nothing was tried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot open {}", path.display())]
+    Handed { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Confine(#[from] confine::Error),
+}
+
 /// Call before there is a second thread.
-pub fn run(args: &ProbeArgs) -> u8 {
+///
+/// # Errors
+/// When it cannot be confined.
+pub fn run(args: &ProbeArgs) -> Result<(), Error> {
     // As the data path gets files: by descriptors that were opened by somebody else.
-    let handed = args.handed.as_deref().map(File::open).transpose();
+    let open = |path: &PathBuf| {
+        File::open(path).map_err(|source| Error::Handed {
+            path: path.clone(),
+            source,
+        })
+    };
+    let handed = args.handed.as_ref().map(open).transpose()?;
     let confinement = Confinement {
         user: User {
             uid: args.user,
@@ -50,31 +68,21 @@ pub fn run(args: &ProbeArgs) -> u8 {
         },
         read: confine::default_trees(),
     };
-    let entered = handed.map_err(|error| error.to_string()).and_then(|handed| {
-        Ok((
-            handed,
-            confine::enter(&confinement).map_err(|error| chain(&error))?,
-        ))
-    });
-    let (handed, Confined { landlock, missing }) = match entered {
-        Ok(entered) => entered,
-        Err(why) => {
-            eprintln!("tv-agent: {why}");
-            return exit::FAILED;
-        }
-    };
+    let Confined { landlock, missing } = confine::enter(&confinement)?;
     let report = Report {
         landlock,
         missing,
         needed: needed(args, handed),
         forbidden: forbidden(args),
     };
+    // With threads beside this one, as the data path has.
+    let threads = tokio::runtime::Runtime::new();
     print(Output::Json, &report, String::new);
-    if args.hold {
+    if args.hold && threads.is_ok() {
         // Until the other end is closed.
         let _ = io::stdin().read_to_end(&mut Vec::new());
     }
-    exit::OK
+    Ok(())
 }
 
 fn tried<T>(what: impl Into<String>, result: io::Result<T>) -> Tried {

@@ -821,7 +821,7 @@ fn the_data_paths_user_is_named_or_numbered_and_never_root() {
         ),
     ] {
         let message = with(user).err().unwrap();
-        let place = format!("tv.yaml:25: privileges.user: {user:?} ");
+        let place = format!("tv.yaml:26: privileges.user: {user:?} ");
         assert!(
             message.starts_with(&place) && message.contains(problem),
             "{message}"
