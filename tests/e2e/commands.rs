@@ -59,6 +59,7 @@ fn check_finds_what_is_well_and_what_is_not() {
             "certificate authority",
             "vault main",
             "sock_diag",
+            "sandbox",
             "helper skc_to_mptcp_sock",
         ] {
             finding(&findings, name);

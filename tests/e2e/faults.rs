@@ -69,6 +69,8 @@ fn each_capability_that_is_missing_is_named() {
             ("-net_admin", "CAP_NET_ADMIN"),
             ("-sys_admin,-bpf", "CAP_BPF, CAP_SYS_ADMIN"),
             ("-sys_ptrace", "CAP_SYS_PTRACE"),
+            ("-setuid", "CAP_SETUID"),
+            ("-setgid", "CAP_SETGID"),
         ] {
             let checked = without(dropped, &["check", "--config", &config]);
             let said = format!("missing: {missing}");

@@ -3,6 +3,8 @@
 mod absence;
 mod clients;
 mod commands;
+#[cfg(target_arch = "x86_64")]
+mod confinement;
 mod control;
 mod daemon;
 mod exec;

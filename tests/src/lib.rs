@@ -12,6 +12,8 @@ pub mod js;
 pub mod probe;
 pub mod process;
 pub mod provider;
+#[cfg(target_arch = "x86_64")]
+pub mod puppet;
 pub mod redis;
 pub mod sandbox;
 pub mod sim;

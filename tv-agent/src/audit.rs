@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -81,14 +81,28 @@ impl Audit {
     pub fn start(settings: &Settings, metrics: Metrics) -> Result<Self, Error> {
         let sink: Box<dyn Sink> = match &settings.to {
             Destination::Stdout => Box::new(io::stdout()),
-            Destination::File(path) => {
-                Box::new(Rotated::open(path.clone()).map_err(|source| Error::Open {
-                    path: path.clone(),
-                    source,
-                })?)
-            }
+            Destination::File(path) => return Self::start_with(settings, ByPath(path.clone()), metrics),
         };
         Self::with(sink, settings.on_failure, metrics)
+    }
+
+    /// As [`Audit::start`], but its file is opened by `open`, for a process that may not do so itself.
+    ///
+    /// # Errors
+    /// As [`Audit::start`].
+    pub fn start_with(
+        settings: &Settings,
+        open: impl Open + 'static,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
+        let Destination::File(path) = &settings.to else {
+            return Self::start(settings, metrics);
+        };
+        let sink = Rotated::open(open).map_err(|source| Error::Open {
+            path: path.clone(),
+            source,
+        })?;
+        Self::with(Box::new(sink), settings.on_failure, metrics)
     }
 
     fn with(mut sink: Box<dyn Sink>, on_failure: OnFailure, metrics: Metrics) -> Result<Self, Error> {
@@ -138,7 +152,9 @@ fn count(metrics: &Metrics, result: &'static str) {
 /// As the fleet calls it (`NODE_NAME`, from Kubernetes' downward API), else the host's name.
 fn node() -> String {
     std::env::var("NODE_NAME")
-        .or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"))
+        .ok()
+        // By uname(2), since the data path does not see /proc.
+        .or_else(|| nix::unistd::gethostname().ok()?.into_string().ok())
         .map(|name| name.trim().to_owned())
         .unwrap_or_default()
 }
@@ -169,39 +185,53 @@ impl Sink for io::Stdout {
     }
 }
 
+/// Opens the trail's file, as its thread asks for it.
+pub trait Open: Send {
+    /// What the path names, to append to; made when it is not there.
+    ///
+    /// # Errors
+    /// As open(2).
+    fn open(&mut self) -> io::Result<File>;
+
+    /// Whether the path still names `file`. Asked before each write.
+    fn is_current(&mut self, file: &File) -> bool;
+}
+
+/// Opens it itself.
+pub struct ByPath(pub PathBuf);
+
+impl Open for ByPath {
+    fn open(&mut self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o640).open(&self.0)
+    }
+
+    fn is_current(&mut self, file: &File) -> bool {
+        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+        matches!((file.metadata(), std::fs::metadata(&self.0)), (Ok(a), Ok(b)) if same(&a, &b))
+    }
+}
+
 /// A file that may be renamed away, and made anew, at any time.
-struct Rotated {
-    path: PathBuf,
+struct Rotated<O> {
+    open: O,
     file: File,
 }
 
-impl Rotated {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        let file = open(&path)?;
-        Ok(Self { path, file })
-    }
-
-    fn is_current(&self) -> bool {
-        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        matches!((self.file.metadata(), std::fs::metadata(&self.path)), (Ok(a), Ok(b)) if same(&a, &b))
+impl<O: Open> Rotated<O> {
+    fn open(mut open: O) -> io::Result<Self> {
+        let file = open.open()?;
+        Ok(Self { open, file })
     }
 }
 
-impl Sink for Rotated {
+impl<O: Open> Sink for Rotated<O> {
     fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
-        if !self.is_current() {
-            self.file = open(&self.path).map_err(|error| (0, error))?;
+        if !self.open.is_current(&self.file) {
+            self.file = self.open.open().map_err(|error| (0, error))?;
         }
         write_counted(&mut self.file, lines)
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
 }
 
 fn write_counted(out: &mut impl Write, lines: &[u8]) -> Result<(), (usize, io::Error)> {

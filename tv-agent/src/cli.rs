@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{DEFAULT_SOCKET, DEFAULT_TRUST_DIR};
+use crate::confine;
 
 mod trust;
 
@@ -78,9 +79,31 @@ pub enum Command {
     /// Enters mount namespaces for the agent.
     #[command(name = "__trust-mount", hide = true)]
     TrustMount,
+    /// Confines itself as the data path does, and tells what it can still do.
+    #[command(name = "__confined-probe", hide = true)]
+    ConfinedProbe(ProbeArgs),
     /// The step between `exec` and its command.
     #[command(name = "__enter", hide = true)]
     Enter(EnterArgs),
+}
+
+#[derive(Args)]
+pub struct ProbeArgs {
+    /// User and group to become.
+    #[arg(long, value_name = "UID", default_value_t = confine::DEFAULT_UID)]
+    pub user: u32,
+    /// A file that is opened first, and read confined.
+    #[arg(long, value_name = "FILE")]
+    pub handed: Option<PathBuf>,
+    /// Names to resolve.
+    #[arg(long, value_name = "HOST")]
+    pub name: Vec<String>,
+    /// Files and directories to try to open.
+    #[arg(long, value_name = "PATH")]
+    pub unreadable: Vec<PathBuf>,
+    /// Stay until standard input ends.
+    #[arg(long)]
+    pub hold: bool,
 }
 
 #[derive(Args)]

@@ -20,6 +20,7 @@ pub mod bug_report;
 pub mod ca;
 pub mod check;
 pub mod cleanup;
+pub mod confined_probe;
 pub mod control;
 pub mod exec;
 pub mod explain;

@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::audit;
+use crate::confine;
 use crate::decide::OnUnknownName;
+use crate::files;
 use crate::limits;
 use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
@@ -68,6 +70,8 @@ pub struct Config {
     pub traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub ca_dir: PathBuf,
     pub trust: Trust,
+    /// Whom the data path runs as.
+    pub user: confine::User,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,7 +156,7 @@ pub enum Error {
 impl Config {
     /// Reads and checks `file`.
     pub fn load(file: &Path, env: Env<'_>) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(file).map_err(|source| Error::Read {
+        let text = files::read_to_string(file).map_err(|source| Error::Read {
             file: file.to_owned(),
             source,
         })?;
@@ -234,6 +238,7 @@ impl Config {
             traces: None,
             ca_dir: default_ca_dir(),
             trust: Trust::default(),
+            user: confine::User::by_default(&passwd()),
         })
     }
 
@@ -286,6 +291,11 @@ fn default_socket() -> PathBuf {
 
 fn default_metrics() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 15020))
+}
+
+/// Without the file there are no names.
+fn passwd() -> String {
+    files::read_to_string(Path::new("/etc/passwd")).unwrap_or_default()
 }
 
 pub fn default_ca_dir() -> PathBuf {

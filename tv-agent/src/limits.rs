@@ -8,6 +8,8 @@ pub const HELLO_BYTES: usize = 64 * 1024;
 pub const HELLO_TIME: Duration = Duration::from_secs(2);
 /// Time for the client to finish the TLS handshake once we have answered.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Largest file that the configuration names, itself included, bytes.
+pub const FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// TCP connect to the origin.
 pub const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// TLS (and HTTP/2 preface) towards the origin.

@@ -43,6 +43,16 @@ fn main() -> ExitCode {
             }
         };
     }
+    if let Command::ConfinedProbe(args) = &cli.command {
+        // As above: a process is confined while it has one thread.
+        return match commands::confined_probe::run(args) {
+            Ok(()) => exit::OK.into(),
+            Err(error) => {
+                eprintln!("tv-agent: {}", commands::chain(&error));
+                exit::FAILED.into()
+            }
+        };
+    }
     let filter = log(&cli);
     if matches!(cli.command, Command::Run(_))
         && let Err(error) = commands::run::enter_cgroup_namespace()
@@ -76,7 +86,9 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
         Command::Cleanup(args) => commands::cleanup::run(&args),
         Command::BugReport(args) => commands::bug_report::run(&args).await,
         Command::Version(args) => commands::version::run(args),
-        Command::Enter(_) | Command::TrustMount => unreachable!("handled before the runtime"),
+        Command::Enter(_) | Command::TrustMount | Command::ConfinedProbe(_) => {
+            unreachable!("handled before the runtime")
+        }
     }
 }
 

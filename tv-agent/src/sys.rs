@@ -11,6 +11,10 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use crate::addr::NetnsCookie;
 
+mod privileges;
+
+pub use privileges::{drop_bounding_set, drop_capabilities, landlock_abi, lock_securebits, takes_filters};
+
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h, Linux 5.14); not in libc for every target.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 

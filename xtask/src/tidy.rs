@@ -56,7 +56,7 @@ const PLACES: &[Place] = &[
     },
     Place {
         text: "unsafe ",
-        allowed: &["tv-agent/src/sys.rs"],
+        allowed: &["tv-agent/src/sys.rs", "tv-agent/src/sys/"],
         why: "unsafe code lives in one small place",
     },
     Place {

@@ -1,6 +1,7 @@
 //! What is written, when, and what becomes of it where it cannot be.
 use super::*;
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -116,4 +117,51 @@ fn a_full_disk_holds_nobody_up_and_refuses_where_that_is_asked_for() {
             serde_json::from_str::<serde_json::Value>(line).unwrap();
         }
     }
+}
+
+/// Another process, which hands over descriptors and knows when the file was renamed away.
+struct Other {
+    path: PathBuf,
+    renamed: Arc<AtomicBool>,
+    opened: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Open for Other {
+    fn open(&mut self) -> io::Result<File> {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        ByPath(self.path.clone()).open()
+    }
+
+    fn is_current(&mut self, _: &File) -> bool {
+        !self.renamed.swap(false, Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn the_file_can_be_opened_by_somebody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.json");
+    // The path is not ours to open: it would be refused.
+    let settings = Settings {
+        to: Destination::File(dir.path().join("none/audit.json")),
+        on_failure: OnFailure::Continue,
+    };
+    let (renamed, opened) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let other = Other {
+        path: path.clone(),
+        renamed: renamed.clone(),
+        opened: Arc::clone(&opened),
+    };
+    let metrics = Metrics::new();
+    let audit = Audit::start_with(&settings, other, metrics.clone()).unwrap();
+    for (count, what) in [(1, "first"), (2, "second"), (3, "third")] {
+        audit.note(0, &Record { what });
+        wait_for("the line", || counted(&metrics, "written") == count);
+        if what == "second" {
+            fs::rename(&path, dir.path().join("audit.json.1")).unwrap();
+            renamed.store(true, Ordering::Relaxed);
+        }
+    }
+    assert_eq!(opened.load(Ordering::Relaxed), 2);
+    assert_eq!(lines(&path)[0]["what"], "third");
 }

@@ -13,6 +13,7 @@ use crate::agent;
 use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
 use crate::config::{Config, SharedCache, VaultConfig, VerifierConfig};
+use crate::confine;
 use crate::redirect;
 use crate::strays;
 use crate::token::{Vault, shared};
@@ -67,6 +68,7 @@ pub(super) async fn findings(config: Option<&Path>) -> Vec<Finding> {
         Ok(detail) => Finding::good("sock_diag", detail),
         Err((detail, remedy)) => Finding::bad("sock_diag", detail, remedy),
     });
+    findings.push(sandbox());
     let given = config.is_some();
     match load(config) {
         Ok(config) => {
@@ -121,6 +123,16 @@ pub async fn run(args: &CheckArgs) -> u8 {
         text
     });
     if bad == 0 { exit::OK } else { exit::FAILED }
+}
+
+/// Of the data path.
+fn sandbox() -> Finding {
+    const NAME: &str = "sandbox";
+    let support = confine::support();
+    match support.refusal() {
+        Some((missing, remedy)) => Finding::bad(NAME, missing, remedy),
+        None => Finding::good(NAME, support.detail()),
+    }
 }
 
 fn cgroups(config: &Config, daemon: bool) -> Vec<Finding> {

@@ -6,6 +6,7 @@ use serde_saphyr::Spanned;
 
 use super::raw::{self, Raw, SecretSource};
 use super::*;
+use crate::files;
 
 mod inject;
 mod keyset;
@@ -113,6 +114,7 @@ impl Checker<'_> {
             traces: raw.traces.map(|raw| self.traces(raw)).transpose()?,
             ca_dir,
             trust,
+            user: self.user(&raw.privileges, &passwd())?,
         })
     }
 
@@ -162,6 +164,14 @@ impl Checker<'_> {
         })
     }
 
+    fn user(&self, raw: &raw::Privileges, passwd: &str) -> Result<confine::User, Error> {
+        let Some(at) = &raw.user else {
+            return Ok(confine::User::by_default(passwd));
+        };
+        let user = confine::User::find(&at.value, passwd);
+        user.map_err(|unknown| self.value("privileges.user", at, &at.value, unknown.to_string()))
+    }
+
     pub(super) fn network(&self, key: &str, at: &Spanned<String>) -> Result<IpNet, Error> {
         at.value.parse().map_err(|_| {
             self.value(
@@ -183,7 +193,7 @@ impl Checker<'_> {
     pub(super) fn secret(&self, key: &str, at: &Spanned<SecretSource>) -> Result<Secret, Error> {
         let (source, text) = match &at.value {
             SecretSource::Env(variable) => (variable.clone(), (self.env)(variable)),
-            SecretSource::File(path) => (path.display().to_string(), std::fs::read_to_string(path).ok()),
+            SecretSource::File(path) => (path.display().to_string(), files::read_to_string(path).ok()),
         };
         // Files commonly end with a newline that is not part of the secret.
         let text = text

@@ -39,6 +39,7 @@ pub struct Raw {
     pub traces: Option<Traces>,
     pub ca: Ca,
     pub trust: Trust,
+    pub privileges: Privileges,
 }
 
 #[derive(Deserialize, Default)]
@@ -166,4 +167,10 @@ pub struct Trust {
     pub host: bool,
     pub on_untrusted: OnUntrusted,
     pub dir: Option<Spanned<PathBuf>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Privileges {
+    pub user: Option<Spanned<String>>,
 }

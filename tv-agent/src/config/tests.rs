@@ -794,3 +794,41 @@ fn keys_that_narrow_stand_only_where_they_count() {
     let error = error.err().unwrap();
     assert!(error.contains("tv.yaml:7") && error.contains("8192"), "{error}");
 }
+
+#[test]
+fn the_data_paths_user_is_named_or_numbered_and_never_root() {
+    let with = |user: &str| parse(&format!("{GOOD}privileges: {{ user: {user} }}\n"));
+    let nobody = with("nobody").unwrap().user;
+    assert_eq!(nobody.uid, 65534);
+    for number in ["64000", "\"64000\""] {
+        assert_eq!(
+            with(number).unwrap().user,
+            confine::User {
+                uid: 64000,
+                gid: 64000
+            }
+        );
+    }
+    assert_ne!(parse(GOOD).unwrap().user.uid, 0);
+    for (user, problem) in [
+        ("root", "is root; allowed: a user of its own"),
+        ("0", "is root"),
+        ("4294967295", "is no user id"),
+        ("-1", "is not in /etc/passwd"),
+        (
+            "nobody-knows",
+            "is not in /etc/passwd; allowed: a name that is, or a number",
+        ),
+    ] {
+        let message = with(user).err().unwrap();
+        let place = format!("tv.yaml:26: privileges.user: {user:?} ");
+        assert!(
+            message.starts_with(&place) && message.contains(problem),
+            "{message}"
+        );
+    }
+    let message = parse(&format!("{GOOD}privileges: {{ group: 1 }}\n"))
+        .err()
+        .unwrap();
+    assert!(message.contains("group"), "{message}");
+}

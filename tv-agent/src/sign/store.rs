@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::key::{Key, KeyError, Stored};
 use super::keyset::Generate;
+use crate::files;
 
 /// Largest file of keys that is read, bytes; two RSA keys of 4096 bits have 7 KiB.
 pub const FILE_BYTES: usize = 64 * 1024;
@@ -210,7 +211,7 @@ impl Store {
 
 /// When a file was changed last; None: it is not there.
 pub(super) fn changed(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|facts| facts.modified()).ok()
+    files::modified(path).ok()
 }
 
 /// A file of keys with its mode.
@@ -218,7 +219,7 @@ pub(super) fn read(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), StoreError>
     // All of it at once, so that no copy is left behind by a vector that grew.
     let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_BYTES + 1));
     let mode = (|| {
-        let file = File::open(path)?;
+        let file = files::open(path)?;
         let mode = file.metadata()?.mode() & 0o7777;
         file.take(FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
         Ok(mode)

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::pem::{self, PemObject as _};
+
+use crate::files;
 
 /// Why there is no set of roots.
 #[derive(Debug, thiserror::Error)]
@@ -50,13 +52,10 @@ fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
         path: path.to_owned(),
         source,
     };
-    let certs: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(read_error)?
+    let bytes = files::read(path).map_err(|error| read_error(pem::Error::Io(error)))?;
+    let certs: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
-        .map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        .map_err(read_error)?;
     if certs.is_empty() {
         Err(Error::Empty {
             path: path.to_owned(),
