@@ -240,7 +240,7 @@ fn it_has_no_privilege_and_no_key_of_the_ca() {
             json!([
                 {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"]},
                 {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name],
-                 "verbs": ["get", "list", "watch", "patch", "update"]},
+                 "verbs": ["list", "watch", "patch"]},
             ])
         );
         let account = &only(which, "ClusterRoleBinding")["subjects"][0];
