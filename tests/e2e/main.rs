@@ -22,3 +22,4 @@ mod support;
 mod takeover;
 mod trust_live;
 mod trust_state;
+mod webhook;
