@@ -265,6 +265,12 @@ async fn where_no_config_map_can_be_written_the_pod_starts_as_it_is() {
         assert!(response["patch"].is_null(), "{fault:?}");
         let warning = response["warnings"][0].as_str().unwrap();
         assert!(warning.contains("starts without trust"), "{warning}");
+        if fault != Fault::Hang {
+            assert!(
+                warning.ends_with("this write is refused"),
+                "what the API server says: {warning}"
+            );
+        }
         assert!(
             began.elapsed() < Duration::from_secs(5),
             "{fault:?}: the API server has given up"

@@ -42,8 +42,30 @@ const CALM: Duration = Duration::from_secs(1);
 pub enum Error {
     #[error("the API server did not answer within {} s", limits::WEBHOOK_API_TIME.as_secs())]
     Timeout,
-    #[error("the API server refused it")]
-    Api(#[source] kube::Error),
+    #[error("the API server refused it ({code}): {message}")]
+    Refused {
+        code: u16,
+        message: String,
+        /// The namespace is gone, or goes.
+        over: bool,
+    },
+    #[error("the API server cannot be asked")]
+    Unreachable(#[source] kube::Error),
+}
+
+impl From<kube::Error> for Error {
+    fn from(error: kube::Error) -> Self {
+        let kube::Error::Api(status) = error else {
+            return Self::Unreachable(error);
+        };
+        let mut causes = status.details.iter().flat_map(|details| &details.causes);
+        let ending = causes.any(|cause| cause.reason == "NamespaceTerminating");
+        Self::Refused {
+            code: status.code,
+            over: status.code == 404 || ending,
+            message: status.message,
+        }
+    }
 }
 
 pub struct Keeper {
@@ -137,9 +159,7 @@ impl Keeper {
         });
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         let parameters = PatchParams::apply(MANAGER).force();
-        api.patch(&self.name, &parameters, &Patch::Apply(&map))
-            .await
-            .map_err(Error::Api)?;
+        api.patch(&self.name, &parameters, &Patch::Apply(&map)).await?;
         let count = {
             let mut known = self.known();
             known.written(namespace, &content.digest);
@@ -235,9 +255,7 @@ impl Keeper {
         };
         match timeout(limits::WEBHOOK_API_TIME, turn).await {
             Ok(Ok(())) => {}
-            Ok(Err(Error::Api(kube::Error::Api(status)))) if is_over(&status) => {
-                self.known().forget(&namespace)
-            }
+            Ok(Err(Error::Refused { over: true, .. })) => self.known().forget(&namespace),
             Ok(Err(error)) => self.failed(&namespace, &error),
             Err(_) => self.failed(&namespace, &Error::Timeout),
         }
@@ -261,13 +279,4 @@ impl Keeper {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The namespace is gone, or goes.
-fn is_over(status: &kube::core::Status) -> bool {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    status.code == 404
-        || causes
-            .into_iter()
-            .any(|cause| cause.reason == "NamespaceTerminating")
 }
