@@ -5,3 +5,4 @@ mod manifests;
 mod support;
 mod unit;
 mod values;
+mod webhook;

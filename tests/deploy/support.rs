@@ -71,8 +71,45 @@ pub static RELEASES: LazyLock<Vec<(&'static str, Release)>> = LazyLock::new(|| {
             "routed",
             plain(json!({"config": {"intercept": {"cgroups": ["/kubepods"]}}})),
         ),
+        ("webhook", plain(webhook(json!({})))),
+        (
+            "webhook-all",
+            plain(webhook(json!({
+                "enrol": "all",
+                "prefix": "agent.example",
+                "configMap": "roots",
+                "replicas": 3,
+                "excludedNamespaces": ["kube-system", "tv-agent"],
+                "roots": {"configMap": "both-roots"},
+                "publicRoots": {"configMap": "public"},
+                "certificate": {"secret": "webhook-tls", "injectFrom": "tv-agent/webhook"},
+                "tolerations": [{"operator": "Exists"}],
+            }))),
+        ),
+        (
+            "webhook-sibling",
+            release("tv-agent", "other", webhook(json!({}))),
+        ),
+        (
+            "webhook-named",
+            release(
+                "blue",
+                "tv-agent",
+                webhook(json!({"certificate": {"secret": "tls", "caBundle": "PEM"}})),
+            ),
+        ),
+        (
+            "webhook-cleanup",
+            plain(json!({"mode": "cleanup", "webhook": {"enabled": true}})),
+        ),
     ]
 });
+
+fn webhook(values: Value) -> Value {
+    let mut all = json!({"ca": {"existingSecret": "tv-agent-root"}, "webhook": values});
+    all["webhook"]["enabled"] = true.into();
+    all
+}
 
 /// What a mistake in the values has to be told as.
 pub static MISTAKES: LazyLock<Vec<(Value, &'static str)>> = LazyLock::new(|| {
@@ -98,6 +135,21 @@ pub static MISTAKES: LazyLock<Vec<(Value, &'static str)>> = LazyLock::new(|| {
             json!({"serviceMonitor": {"enabled": true}, "metrics": {"exposed": false}}),
             "serviceMonitor.enabled needs metrics.exposed",
         ),
+        (
+            json!({"webhook": {"enabled": true}}),
+            "webhook.enabled needs ca.existingSecret or webhook.roots.configMap",
+        ),
+        (
+            webhook(json!({"certificate": {"secret": "tls"}})),
+            "webhook.certificate.secret needs webhook.certificate.caBundle",
+        ),
+        (
+            webhook(json!({"failurePolicy": "Maybe"})),
+            "/webhook/failurePolicy",
+        ),
+        (webhook(json!({"timeoutSeconds": 31})), "/webhook/timeoutSeconds"),
+        (webhook(json!({"mountPath": "run"})), "/webhook/mountPath"),
+        (webhook(json!({"prefix": "a/b"})), "/webhook/prefix"),
     ]
 });
 

@@ -24,3 +24,4 @@ mod support;
 mod takeover;
 mod trust_live;
 mod trust_state;
+mod webhook;

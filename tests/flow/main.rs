@@ -26,4 +26,5 @@ mod tunnels;
 mod upgrades;
 mod vault;
 mod verify;
+mod webhook;
 mod workloads;

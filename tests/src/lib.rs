@@ -19,4 +19,5 @@ pub mod sandbox;
 pub mod sim;
 pub mod sys;
 pub mod tools;
+pub mod webhook_api;
 pub mod world;

@@ -129,6 +129,11 @@ impl Running {
         self.stdout.as_ref().map(Collected::so_far).unwrap_or_default()
     }
 
+    /// What it has written to standard error so far.
+    pub fn complained(&self) -> String {
+        self.stderr.as_ref().map(Collected::so_far).unwrap_or_default()
+    }
+
     /// Waits for the end.
     ///
     /// # Errors

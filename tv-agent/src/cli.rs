@@ -74,6 +74,8 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Writes what helps to find a fault into one archive, without secrets.
     BugReport(BugReportArgs),
+    /// The admission webhook of a cluster: puts trust in the CA into pods as they are created.
+    Webhook(WebhookArgs),
     /// Version of the agent and digest of its kernel half.
     Version(OutputArgs),
     /// Enters mount namespaces for the agent.
@@ -343,6 +345,13 @@ pub struct BugReportArgs {
     /// The daemon's admin socket.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+}
+
+#[derive(Args)]
+pub struct WebhookArgs {
+    /// Its own file, not the agent's (docs/webhook.md).
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
 }
 
 #[derive(Args)]

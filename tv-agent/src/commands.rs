@@ -28,6 +28,7 @@ pub mod keys;
 pub mod run;
 pub mod trust;
 pub mod version;
+pub mod webhook;
 
 /// Loopback, but an address that nothing else listens on.
 const LISTEN_V4: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 34, 67, 1);

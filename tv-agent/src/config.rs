@@ -32,6 +32,7 @@ mod raw;
 mod trust;
 mod workloads;
 
+pub(crate) use check::explain;
 pub use raw::{OnAgentDown, Quic};
 pub use trust::{DEFAULT_DIR as DEFAULT_TRUST_DIR, Install, Trust};
 

@@ -61,6 +61,7 @@ pub mod local;
 pub mod control;
 pub mod page;
 pub mod admin;
+pub mod webhook;
 pub mod handover;
 pub mod enter;
 pub mod cli;

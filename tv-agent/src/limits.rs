@@ -248,6 +248,34 @@ pub const TOKEN_TIME_MAX: u64 = 253_402_300_799;
 pub const IDENTITIES: usize = 256;
 /// Longest identity that is taken from a claim, characters.
 pub const IDENTITY_CHARS: usize = 256;
+/// Largest admission review, bytes; the API server takes no request of more than 3 MiB.
+pub const WEBHOOK_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// Reviews up to this size, bytes, do not wait for a turn; a usual pod has 8 KiB.
+pub const WEBHOOK_SMALL_BYTES: usize = 64 * 1024;
+/// Larger reviews that are read at once.
+pub const WEBHOOK_LARGE_REVIEWS: usize = 16;
+/// Reviews that are served at once; further ones are answered 503.
+pub const WEBHOOK_REVIEWS: usize = 256;
+/// Connections to the webhook at once; an API server needs one or two.
+pub const WEBHOOK_CONNECTIONS: usize = 128;
+/// Streams of one HTTP/2 connection to the webhook.
+pub const WEBHOOK_STREAMS: u32 = 128;
+/// TLS handshake of a connection to the webhook.
+pub const WEBHOOK_HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+/// Time for the first request after it.
+pub const WEBHOOK_FIRST_TIME: Duration = Duration::from_secs(5);
+/// Time for a review's body; the API server gives up after five seconds.
+pub const WEBHOOK_BODY_TIME: Duration = Duration::from_secs(5);
+/// A connection to the webhook without a request is closed after this; the API server closes its own after 90 s.
+pub const WEBHOOK_IDLE_TIME: Duration = Duration::from_secs(120);
+/// Time to write a ConfigMap while a pod waits.
+pub const WEBHOOK_API_TIME: Duration = Duration::from_secs(3);
+/// Namespaces whose ConfigMaps are remembered.
+pub const WEBHOOK_NAMESPACES: usize = 64 * 1024;
+/// Roots and bundle together, bytes; a ConfigMap has 1 MiB at most.
+pub const WEBHOOK_CONTENT_BYTES: usize = 900 * 1024;
+/// Time for open reviews when the webhook is told to stop.
+pub const WEBHOOK_DRAIN_TIME: Duration = Duration::from_secs(10);
 
 /// How many connections can be served with as many descriptors as `open_files`: each takes two, and some are kept back
 /// for listeners, programs, the vault and kept upstream connections. At least [`SHARE_OF_WORKLOAD`].

@@ -85,6 +85,7 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
         Command::Trust(command) => commands::trust::run(&command).await,
         Command::Cleanup(args) => commands::cleanup::run(&args),
         Command::BugReport(args) => commands::bug_report::run(&args).await,
+        Command::Webhook(args) => commands::webhook::run(&args).await,
         Command::Version(args) => commands::version::run(args),
         Command::Enter(_) | Command::TrustMount | Command::ConfinedProbe(_) => {
             unreachable!("handled before the runtime")
@@ -94,11 +95,8 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
 
 /// To standard error. The daemon tells what it does; other commands only what goes wrong.
 fn log(cli: &Cli) -> LogFilter {
-    let default = if matches!(cli.command, Command::Run(_)) {
-        "info"
-    } else {
-        "warn"
-    };
+    let daemon = matches!(cli.command, Command::Run(_) | Command::Webhook(_));
+    let default = if daemon { "info" } else { "warn" };
     let filter = cli.log.as_deref().unwrap_or(default);
     let (filter, wrong) = match EnvFilter::try_new(filter) {
         Ok(parsed) => (parsed, None),
@@ -111,7 +109,7 @@ fn log(cli: &Cli) -> LogFilter {
         .with_writer(std::io::stderr);
     let lines = if cli.log_json {
         lines.json().boxed()
-    } else if matches!(cli.command, Command::Run(_)) {
+    } else if daemon {
         lines.boxed()
     } else {
         lines.without_time().with_target(false).boxed()

@@ -137,3 +137,70 @@ httpGet:
   port: {{ .context.Values.metrics.port }}
   path: /healthz/{{ .path }}
 {{- end -}}
+
+{{- define "tv-agent.webhookName" -}}
+{{- printf "%s-webhook" (include "tv-agent.fullname" . | trunc 55 | trimSuffix "-") -}}
+{{- end -}}
+
+{{/* In every enrolled namespace, beside those of other releases. */}}
+{{- define "tv-agent.webhookConfigMap" -}}
+{{- default (printf "%s-ca" (include "tv-agent.clusterName" .)) .Values.webhook.configMap -}}
+{{- end -}}
+
+{{/* Not those of the nodes' agents, which the Service of their metrics selects. */}}
+{{- define "tv-agent.webhookSelectorLabels" -}}
+app.kubernetes.io/name: {{ printf "%s-webhook" (include "tv-agent.name" . | trunc 55 | trimSuffix "-") }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "tv-agent.webhookLabels" -}}
+{{ include "tv-agent.webhookSelectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/component: webhook
+app.kubernetes.io/part-of: tv-agent
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* Of the webhook's objects: name, namespace, labels, annotations. The argument: context, and what differs. */}}
+{{- define "tv-agent.webhookMetadata" -}}
+{{- $ := .context -}}
+name: {{ default (include "tv-agent.webhookName" $) .name }}
+{{- if not .cluster }}
+namespace: {{ include "tv-agent.namespace" $ }}
+{{- end }}
+labels:
+  {{- include "tv-agent.webhookLabels" $ | nindent 2 }}
+{{- with merge (dict) (default (dict) .annotations) $.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The webhook's configuration (docs/webhook.md). */}}
+{{- define "tv-agent.webhookConfig" -}}
+{{- $webhook := .Values.webhook -}}
+listen: "0.0.0.0:{{ $webhook.port }}"
+admin:
+  metrics: "0.0.0.0:{{ $webhook.metricsPort }}"
+tls:
+  certificate: /run/secrets/tv-agent-webhook/tls.crt
+  key: /run/secrets/tv-agent-webhook/tls.key
+roots: [/etc/tv-agent-roots]
+{{- if $webhook.publicRoots.configMap }}
+public_roots: /etc/tv-agent-public/{{ $webhook.publicRoots.key }}
+{{- end }}
+kubernetes:
+  prefix: {{ $webhook.prefix }}
+  enrol: {{ $webhook.enrol }}
+  exclude_containers:
+    {{- toYaml $webhook.excludeContainers | nindent 4 }}
+config_map: {{ include "tv-agent.webhookConfigMap" . }}
+mount_path: {{ $webhook.mountPath }}
+variables:
+  {{- toYaml $webhook.variables | nindent 2 }}
+drain_seconds: {{ $webhook.drainSeconds }}
+{{- end -}}
