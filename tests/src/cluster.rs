@@ -245,12 +245,10 @@ impl Cluster {
 
     /// etcd's JSON gateway.
     fn etcd(&self, path: &str, body: &Value) -> Value {
-        let url = format!("http://127.0.0.1:{}{path}", self.etcd_port);
-        let answer = self.runtime.block_on(async {
-            let answer = reqwest::Client::new().post(url).json(body).send().await?;
-            answer.error_for_status()?.json().await
-        });
-        answer.unwrap_or_else(|error| panic!("etcd {path}: {error}"))
+        let address = format!("http://127.0.0.1:{}", self.etcd_port);
+        let config = kube::Config::new(address.parse().expect("an address"));
+        let api = Api::new(self.runtime.handle().clone(), config);
+        api.create(path, body).expect_code(200)
     }
 }
 
