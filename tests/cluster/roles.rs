@@ -8,23 +8,31 @@ use tv_tests::cluster::{self, Api, Cluster, Kinds};
 use crate::support::{install, releases};
 use crate::watches::pod;
 
-/// A service account of the chart: what its name ends in, after the release's, and what it may do: `VERB
-/// GROUP/RESOURCE PLACE`, the place being `*` (every namespace, or none), or `own`, its own namespace alone.
-///
-/// An account of the chart that is not in this table fails the test.
-const ACCOUNTS: [(&str, &[&str]); 1] = [(
-    "",
-    &[
-        "create events.k8s.io/events *",
+/// A service account of the chart. One that is not in [`ACCOUNTS`] fails the test.
+struct Account {
+    /// After the release's name.
+    suffix: &'static str,
+    /// Names of objects that its role allows by name; `NAMESPACE` stands for the release's.
+    names: &'static [&'static str],
+    /// `VERB GROUP/RESOURCE PLACE`, or `VERB GROUP/RESOURCE/NAME PLACE` for what is allowed by name only. The place is
+    /// `*` (every namespace, or none), or `own`, its own namespace alone.
+    may: &'static [&'static str],
+}
+
+const ACCOUNTS: [Account; 1] = [Account {
+    suffix: "",
+    names: &[],
+    may: &[
+        "create /events *",
         "get /namespaces *",
         "get /pods *",
         "list /namespaces *",
         "list /pods *",
-        "patch events.k8s.io/events *",
+        "patch /events *",
         "watch /namespaces *",
         "watch /pods *",
     ],
-)];
+}];
 /// With everything that has an account.
 fn values() -> Value {
     json!({"kubernetes": {"enabled": true}})
@@ -68,42 +76,50 @@ fn installed(cluster: &Cluster) -> (String, Vec<Value>) {
     (namespace, objects)
 }
 
-/// All that a service account may do, as a line of [`ACCOUNTS`] says it.
-fn granted(api: &Api, kinds: &Kinds, namespace: &str, account: &str) -> BTreeSet<String> {
+/// All that a service account may do, as a line of [`Account::may`] says it.
+fn granted(api: &Api, kinds: &Kinds, namespace: &str, account: &str, names: &[&str]) -> BTreeSet<String> {
     let user = format!("system:serviceaccount:{namespace}:{account}");
     let groups = [
         "system:serviceaccounts".into(),
         format!("system:serviceaccounts:{namespace}"),
         "system:authenticated".into(),
     ];
-    let listed = kinds
-        .all()
-        .iter()
-        .map(|kind| (kind.group(), kind.resource.as_str(), kind.namespaced));
+    let listed = kinds.all().iter();
+    let listed = listed.map(|kind| (kind.group(), kind.resource.as_str(), kind.namespaced));
     let unlisted = UNLISTED
         .iter()
         .map(|(group, resource)| (*group, *resource, false));
     let mut found = BTreeSet::new();
     for (group, resource, namespaced) in listed.chain(unlisted) {
-        let (name, part) = resource.split_once('/').unwrap_or((resource, ""));
+        let (plural, part) = resource.split_once('/').unwrap_or((resource, ""));
+        let places: &[&str] = if namespaced {
+            &["", namespace, "kube-system"]
+        } else {
+            &[""]
+        };
         for verb in VERBS {
-            let may = |place: &str| {
-                let what = json!({"verb": verb, "group": group, "resource": name, "subresource": part, "namespace": place});
-                api.allowed(&user, &groups, &what)
+            let place = |name: &str| {
+                let may = |place: &&&str| {
+                    let what = json!({"verb": verb, "group": group, "resource": plural, "subresource": part,
+                                      "namespace": place, "name": name});
+                    api.allowed(&user, &groups, &what)
+                };
+                match *places.iter().filter(may).copied().collect::<Vec<_>>() {
+                    [] => None,
+                    ref all if all.len() == places.len() => Some("*".to_owned()),
+                    [own] if own == namespace => Some("own".to_owned()),
+                    ref other => Some(format!("{other:?}")),
+                }
             };
-            let places: &[&str] = if namespaced {
-                &["", namespace, "kube-system"]
-            } else {
-                &[""]
-            };
-            let allowed: Vec<&str> = places.iter().copied().filter(|place| may(place)).collect();
-            let place = match allowed.as_slice() {
-                [] => continue,
-                all if all.len() == places.len() => "*".to_owned(),
-                [own] if *own == namespace => "own".to_owned(),
-                other => format!("{other:?}"),
-            };
-            found.insert(format!("{verb} {group}/{resource} {place}"));
+            if let Some(place) = place("") {
+                found.insert(format!("{verb} {group}/{resource} {place}"));
+                continue;
+            }
+            for name in names {
+                if let Some(place) = place(&name.replace("NAMESPACE", namespace)) {
+                    found.insert(format!("{verb} {group}/{resource}/{name} {place}"));
+                }
+            }
         }
     }
     found
@@ -120,24 +136,23 @@ fn an_account_may_do_what_it_needs_and_nothing_else() {
         .collect();
     let known: Vec<String> = ACCOUNTS
         .iter()
-        .map(|(suffix, _)| format!("tv-agent{suffix}"))
+        .map(|account| format!("tv-agent{}", account.suffix))
         .collect();
     assert_eq!(
         names, known,
         "an account that ACCOUNTS does not know, or the other way"
     );
-    for (name, (_, may)) in names.iter().zip(ACCOUNTS) {
-        let wanted: BTreeSet<String> = may
-            .iter()
-            .chain(&EVERYBODY)
-            .map(|&line| line.to_owned())
-            .collect();
-        assert_eq!(granted(&api, &kinds, &namespace, name), wanted, "{name}");
+    let lines = |may: &[&str]| -> BTreeSet<String> { may.iter().map(|&line| line.to_owned()).collect() };
+    for (name, account) in names.iter().zip(&ACCOUNTS) {
+        let found = granted(&api, &kinds, &namespace, name, account.names);
+        assert_eq!(found, lines(&[account.may, &EVERYBODY].concat()), "{name}");
     }
-    // Without the role it is nobody.
+    // Without its role it is nobody.
     remove_roles(&api, &kinds, &objects);
-    let wanted: BTreeSet<String> = EVERYBODY.iter().map(|&line| line.to_owned()).collect();
-    assert_eq!(granted(&api, &kinds, &namespace, "tv-agent"), wanted);
+    for (name, account) in names.iter().zip(&ACCOUNTS) {
+        let found = granted(&api, &kinds, &namespace, name, account.names);
+        assert_eq!(found, lines(&EVERYBODY), "{name}");
+    }
 }
 
 fn remove_roles(api: &Api, kinds: &Kinds, objects: &[Value]) {
@@ -182,16 +197,23 @@ fn the_agents_token_opens_what_it_watches_and_nothing_else() {
     }
     let watch = "/api/v1/namespaces?watch=true&timeoutSeconds=1";
     assert_eq!(agent.watch(watch, |_| true).0, 200);
-    let events = format!("/apis/events.k8s.io/v1/namespaces/{elsewhere}/events");
+    let events = format!("/api/v1/namespaces/{elsewhere}/events");
     let event = json!({
-        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "refused"},
-        "eventTime": "2024-01-01T00:00:00.000000Z", "type": "Warning", "reason": "Refused", "action": "Connect",
-        "note": "as the agent says it", "reportingController": "tv-agent.io/agent", "reportingInstance": "node-r",
-        "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": elsewhere, "name": "victim"},
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "refused", "namespace": elsewhere},
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": elsewhere, "name": "victim",
+                           "uid": list["items"][0]["metadata"]["uid"]},
+        "reason": "Refused", "message": "as the agent says it", "type": "Warning",
+        "source": {"component": "tv-agent", "host": "node-r"},
+        "reportingComponent": "tv-agent", "reportingInstance": "node-r",
+        "firstTimestamp": "2026-01-31T12:00:00Z", "lastTimestamp": "2026-01-31T12:00:00Z", "count": 1,
     });
     agent.create(&events, &event).expect_code(201);
-    let again = json!({"series": {"count": 2, "lastObservedTime": "2024-01-01T00:00:01.000000Z"}});
-    agent.merge(&format!("{events}/refused"), &again).expect_code(200);
+    let again = json!({"count": 2, "lastTimestamp": "2026-01-31T12:00:01Z", "message": "once more"});
+    let counted = agent.merge(&format!("{events}/refused"), &again).expect_code(200);
+    assert_eq!(
+        (&counted["count"], &counted["message"]),
+        (&json!(2), &json!("once more"))
+    );
 
     let binding = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "mine"},

@@ -186,7 +186,7 @@ fn the_api_server_is_asked_for_pods_and_namespaces_and_told_events_and_nothing_e
         only("all", "ClusterRole")["rules"],
         json!([
             {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
         ])
     );
     let bound = only("all", "ClusterRoleBinding");
