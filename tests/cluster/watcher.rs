@@ -4,10 +4,13 @@ use std::pin::pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use futures_util::{Stream, StreamExt as _};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use kube::ResourceExt;
+use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
+use serde_json::json;
 use tv_tests::cluster;
 
 use crate::watches::pod;
@@ -15,11 +18,11 @@ use crate::watches::pod;
 const PATIENCE: Duration = Duration::from_secs(60);
 const NODE: &str = "node-w";
 
-async fn tell(client: kube::Client, lines: Sender<String>) {
-    let config = watcher::Config::default().fields(&format!("spec.nodeName={NODE}"));
-    let mut events = pin!(watcher(kube::Api::<Pod>::all(client), config).default_backoff());
+/// Watches, and says a line for each event.
+async fn tell<K: ResourceExt>(events: impl Stream<Item = watcher::Result<Event<K>>>, lines: Sender<String>) {
+    let mut events = pin!(events.default_backoff());
     while let Some(event) = events.next().await {
-        let name = |pod: Pod| pod.metadata.name.unwrap_or_default();
+        let name = |object: K| object.name_any();
         let line = match event {
             Ok(Event::Init) => "begin".to_owned(),
             Ok(Event::InitApply(pod)) => format!("has {}", name(pod)),
@@ -59,7 +62,9 @@ fn a_pod_that_went_unseen_is_gone_from_the_next_complete_list() {
         api.create(&pods, &pod(name, Some(NODE))).expect_code(201);
     }
     let (sender, lines) = channel();
-    cluster.runtime().spawn(tell(api.client(), sender));
+    let of_node = watcher::Config::default().fields(&format!("spec.nodeName={NODE}"));
+    let watch = watcher(kube::Api::<Pod>::all(api.client()), of_node);
+    cluster.runtime().spawn(tell(watch, sender));
     let mut first = until(&lines, |line| line == "complete");
     first[1..3].sort();
     assert_eq!(first, ["begin", "has one", "has two", "complete"]);
@@ -87,4 +92,23 @@ fn a_pod_that_went_unseen_is_gone_from_the_next_complete_list() {
     has.pop();
     has.sort();
     assert_eq!(has, ["has four", "has one", "has three"]);
+}
+
+/// Labels are all that is wanted of a namespace: its metadata comes alone, also in a watch.
+#[test]
+fn namespaces_are_watched_by_their_metadata() {
+    let Some(cluster) = cluster::shared() else { return };
+    let (api, namespace) = (cluster.admin(), cluster.namespace("labelled"));
+    let (sender, lines) = channel();
+    let namespaces = kube::Api::<PartialObjectMeta<Namespace>>::all(api.client());
+    let watch = watcher(namespaces, watcher::Config::default());
+    let watching = cluster.runtime().spawn(tell(watch, sender));
+    let first = until(&lines, |line| line == "complete");
+    assert!(first.contains(&format!("has {namespace}")), "{first:?}");
+    let labels = json!({"metadata": {"labels": {"tv-agent.io/enrol": "true"}}});
+    api.merge(&format!("/api/v1/namespaces/{namespace}"), &labels)
+        .expect_code(200);
+    // Others' come and go.
+    until(&lines, |line| line == format!("apply {namespace}"));
+    watching.abort();
 }

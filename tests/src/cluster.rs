@@ -2,6 +2,11 @@
 //!
 //! It has no controllers, no scheduler and no kubelet: objects are kept, checked and watched, and nothing acts on them.
 //! `cargo xtask cluster` makes the programs.
+//!
+//! What a fake one easily does otherwise, and `tests/cluster` shows of this one: bookmarks come only when something was
+//! written since the watch began, at most each minute and near the end that the client asked for, and are objects of the
+//! watched kind with nothing in them; a version that is too old is an answer of status 200 whose only event says 410;
+//! one of the future is 504 for a list and silence for a watch; a forced end of a pod is told as one more change first.
 
 mod api;
 mod kinds;
