@@ -170,15 +170,23 @@ fn nothing_is_privileged_unless_asked_for() {
 }
 
 #[test]
-fn the_api_server_is_asked_for_pods_and_told_events_and_nothing_else() {
+fn the_api_server_is_asked_for_pods_and_namespaces_and_told_events_and_nothing_else() {
     assert_eq!(objects("plain", "ClusterRole"), Vec::<&Value>::new());
     assert_eq!(pod("plain")["automountServiceAccountToken"], false);
-    assert_eq!(pod("all")["automountServiceAccountToken"], true);
+    assert_eq!(objects("bound", "ClusterRole"), Vec::<&Value>::new());
+    for which in ["all", "bound"] {
+        assert_eq!(pod(which)["automountServiceAccountToken"], true, "{which}");
+        assert_eq!(
+            only(which, "ServiceAccount")["automountServiceAccountToken"],
+            false,
+            "{which}"
+        );
+    }
     assert_eq!(
         only("all", "ClusterRole")["rules"],
         json!([
-            {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
+            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
         ])
     );
     let bound = only("all", "ClusterRoleBinding");

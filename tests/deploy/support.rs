@@ -31,7 +31,7 @@ pub static RELEASES: LazyLock<Vec<(&'static str, Release)>> = LazyLock::new(|| {
         (
             "all",
             plain(json!({
-                "rbac": {"create": true},
+                "kubernetes": {"enabled": true},
                 "serviceMonitor": {"enabled": true},
                 "prometheusRule": {"enabled": true, "additionalRules": [{"alert": "More", "expr": "vector(1)"}]},
                 "grafanaDashboard": {"enabled": true},
@@ -55,16 +55,20 @@ pub static RELEASES: LazyLock<Vec<(&'static str, Release)>> = LazyLock::new(|| {
             plain(json!({"metrics": {"exposed": false}, "ca": {"init": false}})),
         ),
         (
+            "bound",
+            plain(json!({"kubernetes": {"enabled": true}, "rbac": {"create": false}})),
+        ),
+        (
             "sibling",
-            release("tv-agent", "other", json!({"rbac": {"create": true}})),
+            release("tv-agent", "other", json!({"kubernetes": {"enabled": true}})),
         ),
         (
             "named",
-            release("blue", "tv-agent", json!({"rbac": {"create": true}})),
+            release("blue", "tv-agent", json!({"kubernetes": {"enabled": true}})),
         ),
         (
             "moved",
-            plain(json!({"namespaceOverride": "elsewhere", "rbac": {"create": true}})),
+            plain(json!({"namespaceOverride": "elsewhere", "kubernetes": {"enabled": true}})),
         ),
         ("settled", plain(json!({"drainSeconds": 60}))),
         (
@@ -131,6 +135,7 @@ pub static MISTAKES: LazyLock<Vec<(Value, &'static str)>> = LazyLock::new(|| {
         ),
         (json!({"image": {"digest": "latest"}}), "/image/digest"),
         (json!({"tolerrations": []}), "tolerrations"),
+        (json!({"kubernetes": {"enabled": "yes"}}), "/kubernetes/enabled"),
         (
             json!({"serviceMonitor": {"enabled": true}, "metrics": {"exposed": false}}),
             "serviceMonitor.enabled needs metrics.exposed",
@@ -154,14 +159,7 @@ pub static MISTAKES: LazyLock<Vec<(Value, &'static str)>> = LazyLock::new(|| {
 });
 
 static RENDERED: LazyLock<Value> = LazyLock::new(|| {
-    let chart = directory("deploy/helm/tv-agent");
-    let text = fs::read_to_string(chart.join("ci/values.yaml")).unwrap();
-    let values: Value = serde_saphyr::from_str(&text).unwrap();
-    let request = |name: &str, namespace: &str, over: &Value| {
-        let mut values = values.clone();
-        merge(&mut values, over);
-        json!({"name": name, "namespace": namespace, "values": values})
-    };
+    let request = |name: &str, namespace: &str, over: &Value| json!({"name": name, "namespace": namespace, "values": helm::values(over)});
     let right = RELEASES
         .iter()
         .map(|(_, it)| request(it.name, it.namespace, &it.values));
@@ -169,7 +167,7 @@ static RENDERED: LazyLock<Value> = LazyLock::new(|| {
         .iter()
         .map(|(over, _)| request("tv-agent", "tv-agent", over));
     let requests: Vec<Value> = right.chain(wrong).collect();
-    helm::render(&json!({"chart": chart, "requests": requests, "versions": VERSIONS})).unwrap()
+    helm::render(&json!({"requests": requests, "versions": VERSIONS})).unwrap()
 });
 
 /// What Helm's lint says.
@@ -226,19 +224,4 @@ pub fn kept_in_step(path: &str, wanted: &str) {
         found == wanted,
         "{path} is out of step; write it with: TV_BLESS=1 cargo xtask test deploy"
     );
-}
-
-/// As Helm merges values: null removes.
-fn merge(into: &mut Value, over: &Value) {
-    match (into, over) {
-        (Value::Object(into), Value::Object(over)) => {
-            for (key, value) in over {
-                match value {
-                    Value::Null => drop(into.remove(key)),
-                    value => merge(into.entry(key.clone()).or_insert(Value::Null), value),
-                }
-            }
-        }
-        (into, over) => *into = over.clone(),
-    }
 }

@@ -6,19 +6,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Helm 4.2.3 behind a C interface, and schemas of Kubernetes 1.25 to 1.37.
 const PACKAGES: [&str; 2] = ["helm-python-sdk==0.2.2", "kubernetes-validate==1.37.0"];
 /// Written last: a directory that has it is complete.
 const MARKER: &str = ".installed";
 
-/// What `tests/deploy/render.py` answers to `request`.
+/// Where the chart lies in the repository.
+const CHART: &str = "../deploy/helm/tv-agent";
+
+/// What `tests/deploy/render.py` answers to `request`, of the chart.
 ///
 /// # Errors
 /// A sentence that says what is missing, with what Python said.
 pub fn render(request: &Value) -> Result<Value, String> {
     let packages = install()?;
+    let mut request = request.clone();
+    request["chart"] = json!(Path::new(env!("CARGO_MANIFEST_DIR")).join(CHART));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/render.py");
     let mut python = Command::new("python3")
         .arg(&script)
@@ -39,6 +44,35 @@ pub fn render(request: &Value) -> Result<Value, String> {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+}
+
+/// The values that deploy/kubernetes is rendered with, and others over them.
+///
+/// # Panics
+/// When the file is none of YAML.
+pub fn values(over: &Value) -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join(CHART)
+        .join("ci/values.yaml");
+    let text = fs::read_to_string(file).expect("the file");
+    let mut values = serde_saphyr::from_str(&text).expect("values");
+    merge(&mut values, over);
+    values
+}
+
+/// As Helm merges values: null removes.
+fn merge(into: &mut Value, over: &Value) {
+    match (into, over) {
+        (Value::Object(into), Value::Object(over)) => {
+            for (key, value) in over {
+                match value {
+                    Value::Null => drop(into.remove(key)),
+                    value => merge(into.entry(key.clone()).or_insert(Value::Null), value),
+                }
+            }
+        }
+        (into, over) => *into = over.clone(),
+    }
 }
 
 fn install() -> Result<PathBuf, String> {

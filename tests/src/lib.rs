@@ -3,6 +3,7 @@
 
 pub mod bpf;
 pub mod cgroup;
+pub mod cluster;
 pub mod debian;
 pub mod demo;
 pub mod fakes;

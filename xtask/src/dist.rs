@@ -7,7 +7,7 @@ use std::process::Command;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Failed, Outcome, build, process, root, target};
+use crate::{Failed, Outcome, build, failed, process, root, target};
 
 mod binary;
 mod deb;
@@ -150,10 +150,6 @@ fn copy(from: &Path, to: &Path) -> Outcome {
     // Not onto a file that may be running.
     let _ = fs::remove_file(to);
     fs::copy(from, to).map(drop).map_err(failed(from))
-}
-
-fn failed(path: &Path) -> impl FnOnce(std::io::Error) -> Failed {
-    move |error| Failed(format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, process, root, setup, target};
+use crate::{Failed, Outcome, failed, process, root, setup, target};
 
 mod debian;
 mod guest;
@@ -237,10 +237,6 @@ fn executable_in(message: &str) -> Option<PathBuf> {
     let (_, after) = message.split_once("\"executable\":\"")?;
     let (path, _) = after.split_once('"')?;
     Some(path.into())
-}
-
-fn failed(doing: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Failed {
-    move |error| Failed(format!("{}: {error}", doing.as_ref().display()))
 }
 
 /// Reads a file whose name an error then tells.

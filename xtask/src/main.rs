@@ -1,8 +1,10 @@
 //! The project's own tasks: `cargo xtask COMMAND`. Dispatch only; one file per command.
 
+mod apt;
 mod bench;
 mod build;
 mod ci;
+mod cluster;
 mod demo;
 mod dist;
 mod fuzz;
@@ -16,7 +18,8 @@ mod test;
 mod tidy;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What a command came to.
@@ -30,6 +33,11 @@ impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// For `map_err`: the error at a file, a directory or a program.
+fn failed(at: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Failed {
+    move |error| Failed(format!("{}: {error}", at.as_ref().display()))
 }
 
 type Command = (&'static str, &'static str, fn(&[String]) -> Outcome);
@@ -51,6 +59,11 @@ const COMMANDS: &[Command] = &[
         "[--target TRIPLE] [binary] [image] [deb] [sbom] release files, in target/dist",
         dist::run,
     ),
+    (
+        "cluster",
+        "etcd and a real kube-apiserver for the tests, built from Debian's source; minutes",
+        cluster::run,
+    ),
     ("bench", "hooks: measurements, optimised, as tables", bench::run),
     (
         "sim",
@@ -60,7 +73,7 @@ const COMMANDS: &[Command] = &[
     ("tidy", "what reviewers should not have to look for", tidy::run),
     (
         "test",
-        "[LAYER…] [--kernels [VERSION…]] host, fakes, deploy, flow, kernel, e2e, trust and kernels (6.1 in qemu)",
+        "[LAYER…] [--kernels [VERSION…]] host, fakes, deploy, cluster, flow, kernel, e2e, trust and kernels (6.1 in qemu)",
         test::run,
     ),
     (

@@ -127,7 +127,8 @@ fn has(program: &str, arguments: &[&str]) -> bool {
     process::output(Command::new(program).args(arguments)).is_some()
 }
 
-fn announce(command: &mut Command) -> &mut Command {
+/// Says what is run.
+pub fn announce(command: &mut Command) -> &mut Command {
     eprintln!("running: {}", process::line(command));
     command
 }

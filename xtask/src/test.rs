@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Instant;
 
-use crate::{Failed, Outcome, build, kernels, process, root, setup, target};
+use crate::{Failed, Outcome, build, cluster, kernels, process, root, setup, target};
 
 /// A layer's name, what it is, and which tests of the workspace belong to it.
 type Layer = (&'static str, &'static str, &'static [&'static str]);
@@ -24,6 +24,11 @@ const LAYERS: &[Layer] = &[
         "deploy",
         "chart, manifests, unit; Helm and Kubernetes' schemas come from PyPI",
         &["-p", "tv-tests", "--test", "deploy"],
+    ),
+    (
+        CLUSTER,
+        "chart, roles and watches on a real API server, which is made when this layer is named",
+        &["-p", "tv-tests", "--test", "cluster"],
     ),
     (
         "flow",
@@ -47,6 +52,8 @@ const LAYERS: &[Layer] = &[
     ),
 ];
 
+/// The layer that needs a server which takes minutes to build: it runs when it is named, or the server is there.
+const CLUSTER: &str = "cluster";
 /// The layer that is no cargo test of this machine, and goes last.
 const OTHER_KERNELS: (&str, &str) = ("kernels", "the kernel tests on Linux 6.1, in qemu");
 const KERNELS: &str = "--kernels";
@@ -83,7 +90,11 @@ fn layers(arguments: &[String]) -> Outcome {
     // The kernel half first: the agent embeds it, and the layers from `kernel` on load it.
     build::run(&[])?;
     let mut times = Vec::new();
-    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|wanted| wanted == name);
+    let named = |name: &str| arguments.iter().any(|wanted| wanted == name);
+    let wanted = |name: &str| named(name) || arguments.is_empty() && (name != CLUSTER || cluster::is_there());
+    if named(CLUSTER) {
+        cluster::run(&[])?;
+    }
     // Other people's programs. What cannot be had is named by the tests, which fail where CI is true.
     if LAYERS[1..].iter().any(|(name, ..)| wanted(name))
         && let Err(Failed(reason)) = setup::clients()

@@ -1,13 +1,13 @@
-//! A Debian kernel, fetched by apt with lists and a cache of its own: the machine's configuration stays as it is.
+//! A Debian kernel, fetched by apt.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{Kernel, NEWEST, failed, read};
+use crate::apt::{Apt, Index};
 use crate::{Failed, Outcome, process};
 
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Depends on the newest kernel of its suite. The cloud flavour has what a virtual machine needs, and is small.
 const META: &str = "linux-image-cloud-amd64";
 /// Since 7.x the image and the modules are packages of their own.
@@ -32,7 +32,8 @@ pub fn fetch(kernel: &Kernel, directory: &Path) -> Result<Image, Failed> {
     let mut reasons = Vec::new();
     for (archive, suite) in kernel.sources {
         empty(&staging)?;
-        let fetched = Apt::new(&staging, archive, suite).and_then(|apt| unpack(kernel, &apt, &staging));
+        let fetched = Apt::new(&staging.join("apt"), archive, suite, &[Index::Packages])
+            .and_then(|apt| unpack(kernel, &apt, &staging));
         match fetched.and_then(|()| replace(&staging, directory)) {
             Ok(()) => return kept(directory).ok_or_else(|| Failed(format!("{} is not whole", kernel.name))),
             Err(Failed(reason)) => reasons.push(format!("{suite}: {reason}")),
@@ -89,31 +90,6 @@ fn unpack(kernel: &Kernel, apt: &Apt, staging: &Path) -> Outcome {
     fs::write(staging.join("release"), release).map_err(failed(staging))
 }
 
-/// Where this machine gets `archive` from.
-fn mirror(archive: &str) -> Result<String, Failed> {
-    let mut apt = Command::new("apt-get");
-    apt.args(["indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]);
-    let known = process::output(&mut apt).unwrap_or_default();
-    archive_among(&known, archive).ok_or_else(|| {
-        Failed(format!(
-            "apt knows no mirror of Debian's archive `{archive}`; add one to /etc/apt/sources.list.d"
-        ))
-    })
-}
-
-/// The archive itself, or the place beside another one of Debian's.
-fn archive_among(addresses: &str, archive: &str) -> Option<String> {
-    let mut beside = None;
-    for address in addresses.lines().map(|address| address.trim_end_matches('/')) {
-        match address.rsplit_once('/') {
-            Some((_, name)) if name == archive => return Some(address.to_owned()),
-            Some((mirror, "debian" | "debian-security")) => beside = Some(format!("{mirror}/{archive}")),
-            _ => {}
-        }
-    }
-    beside
-}
-
 /// The packages that hold the kernel, of all that the meta package draws in.
 fn packages_in(depends: &str) -> Vec<String> {
     depends
@@ -167,73 +143,6 @@ fn replace(staging: &Path, directory: &Path) -> Outcome {
     fs::rename(staging, directory).map_err(failed(directory))
 }
 
-/// apt, for one suite, that touches nothing outside `directory`.
-struct Apt {
-    directory: PathBuf,
-}
-
-impl Apt {
-    fn new(staging: &Path, archive: &str, suite: &str) -> Result<Self, Failed> {
-        let apt = Self {
-            directory: staging.join("apt"),
-        };
-        for directory in ["lists/partial", "cache/archives/partial"] {
-            let directory = apt.directory.join(directory);
-            fs::create_dir_all(&directory).map_err(failed(&directory))?;
-        }
-        // Only the index of packages: sid's other ones are large.
-        let from = mirror(archive)?;
-        let line = format!("deb [signed-by={KEYRING} target=Packages] {from} {suite} main\n");
-        fs::write(apt.directory.join("sources.list"), line).map_err(failed(&apt.directory))?;
-        apt.run(apt.command("apt-get").args(["update", "--error-on=any"]))?;
-        Ok(apt)
-    }
-
-    fn download(&self, packages: &[String]) -> Outcome {
-        let mut apt = self.command("apt-get");
-        self.run(apt.arg("download").args(packages).current_dir(&self.directory))
-    }
-
-    fn output(&self, arguments: &[&str]) -> Result<String, Failed> {
-        let mut apt = self.command("apt-cache");
-        apt.args(arguments);
-        process::output(&mut apt).ok_or_else(|| Failed(format!("apt-cache {} failed", arguments.join(" "))))
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.arg("-qq");
-        let of = |name: &str| self.directory.join(name).display().to_string();
-        for option in [
-            format!("Dir::Etc::SourceList={}", of("sources.list")),
-            "Dir::Etc::SourceParts=/dev/null".into(),
-            format!("Dir::State::Lists={}", of("lists")),
-            "Dir::State::Status=/dev/null".into(),
-            format!("Dir::Cache={}", of("cache")),
-            "APT::Architecture=amd64".into(),
-            "Acquire::Languages=none".into(),
-            "Acquire::Retries=2".into(),
-            "Acquire::http::Timeout=30".into(),
-            // The unprivileged user that apt downloads as cannot enter everybody's build directory.
-            "APT::Sandbox::User=root".into(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        command
-    }
-
-    /// Runs to the end; a failure tells what apt said.
-    fn run(&self, command: &mut Command) -> Outcome {
-        let output = command.output().map_err(failed(command.get_program()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said: Vec<&str> = said.lines().filter(|line| line.starts_with("E:")).collect();
-        Err(Failed(said.join(" ")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,20 +157,6 @@ mod tests {
         let release = packages.iter().find_map(|name| release_in(name));
         assert_eq!(release, Some("7.2.13+deb14-cloud-amd64"));
         assert!(packages_in("linux-image-cloud-amd64\n").is_empty());
-    }
-
-    #[test]
-    fn the_machines_own_mirror_is_used() {
-        let known = "https://example.com/apt/\nhttp://mirror.example/debian-security/\nhttp://mirror.example/debian/\n";
-        assert_eq!(
-            archive_among(known, "debian").as_deref(),
-            Some("http://mirror.example/debian")
-        );
-        assert_eq!(
-            archive_among("http://mirror.example/debian/\n", "debian-security").as_deref(),
-            Some("http://mirror.example/debian-security")
-        );
-        assert_eq!(archive_among("https://example.com/ubuntu/\n", "debian"), None);
     }
 
     #[test]
