@@ -12,6 +12,7 @@ use url::Url;
 
 use crate::audit;
 use crate::decide::OnUnknownName;
+use crate::kubernetes;
 use crate::limits;
 use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
@@ -68,6 +69,8 @@ pub struct Config {
     pub traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub ca_dir: PathBuf,
     pub trust: Trust,
+    /// None: pods are not watched.
+    pub kubernetes: Option<kubernetes::Settings>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,6 +237,7 @@ impl Config {
             traces: None,
             ca_dir: default_ca_dir(),
             trust: Trust::default(),
+            kubernetes: None,
         })
     }
 

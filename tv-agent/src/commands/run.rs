@@ -21,6 +21,7 @@ use crate::cli::{RunArgs, exit};
 use crate::config::{self, Intercept};
 use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
+use crate::kubernetes;
 use crate::limits;
 use crate::metrics::{Metrics, ResultLabels};
 use crate::redirect::{self, Handles, Redirect};
@@ -32,6 +33,8 @@ mod cover;
 mod ends;
 mod enrolled;
 mod host;
+mod node;
+mod pods;
 mod settled;
 mod socket;
 mod takeover;
@@ -39,8 +42,9 @@ mod takeover;
 use cover::Cover;
 use ends::Ends;
 pub use enrolled::missing_cgroups;
-use enrolled::{agent_cgroup, directories};
+use enrolled::{Enrolled, agent_cgroup, directories};
 pub use host::enter_cgroup_namespace;
+use pods::Pods;
 use settled::Settled;
 use takeover::{Begun, Local};
 
@@ -127,6 +131,8 @@ struct Daemon {
     mount: PathBuf,
     agent: Agent,
     cover: Cover,
+    /// None: all that is below the enrolled cgroups is covered.
+    pods: Option<Pods>,
     handles: Handles,
     workloads: Arc<Workloads>,
     metrics: Metrics,
@@ -142,9 +148,9 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     super::guard_memory();
     let file = &*args.config;
     let mut digest = digest_of(file);
-    let config = super::load(Some(file))?;
+    let mut config = super::load(Some(file))?;
     let mount = cgroup2_mount()?;
-    let enrolled = directories(file, &config.intercept, &mount)?;
+    let enrolled = directories(file, &config.intercept, &mount, config.kubernetes.is_some())?;
     let ca_digest = ca::digest(&config.ca_dir);
     let authority = authority::load(&config)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
@@ -163,10 +169,11 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let handles = redirect.handles();
     let shared = Arc::new(handles.clone());
     let metrics = Metrics::new();
-    let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
+    let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.fixed.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let wanted = watch::Sender::new(config.subtrees());
     let ready = Arc::new(AtomicBool::new(false));
+    let mut node = node::start(config.kubernetes.take(), shared.clone(), &metrics).await;
     let wiring = Wiring {
         origins: shared.clone(),
         own: shared.clone(),
@@ -177,6 +184,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         installer: Installer::of(&config.trust),
         metrics: metrics.clone(),
         ledger: Ledger::default(),
+        pods: node.as_ref().map(|node| node.table() as _),
         listen_v4: (LISTEN_V4, settled.port).into(),
         listen_v6: listen_v6(settled.port),
     };
@@ -184,7 +192,11 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let cover = Cover::new(redirect);
     let agent = match before {
         None => Agent::start(config, wiring).await?,
-        Some(before) => before.follow(config, wiring, &cover, &enrolled, &mount).await?,
+        Some(before) => {
+            before
+                .follow(config, wiring, &cover, &enrolled.fixed, &mount)
+                .await?
+        }
     };
     let local = sockets.serve(
         &agent,
@@ -193,12 +205,21 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         metrics.clone(),
         ready.clone(),
         log,
+        node.as_ref().map(kubernetes::Node::health),
     )?;
+    let pods = match &mut node {
+        Some(node) => {
+            node.follow(agent.flows());
+            Some(node::pods(node, &cover, &workloads, &metrics, &mount).map_err(Error::Cgroup)?)
+        }
+        None => None,
+    };
     let mut daemon = Daemon {
         file: file.to_owned(),
         mount,
         agent,
         cover,
+        pods,
         handles,
         workloads,
         metrics,
@@ -209,6 +230,9 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     };
     daemon.apply(&enrolled)?;
     daemon.cover.watch(&daemon.mount).map_err(Error::Thread)?;
+    if let Some(pods) = &daemon.pods {
+        pods.watch().map_err(Error::Thread)?;
+    }
     let (events, mut asked) = mpsc::channel(4);
     let retire = daemon.handles.clone();
     let (kept, theirs) = takeover::twice(door)?;
@@ -299,15 +323,23 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
 
 impl Daemon {
     /// Brings the kernel half in line with the configuration, coverage first.
-    fn apply(&mut self, enrolled: &[PathBuf]) -> Result<(), Error> {
-        let belt = agent_cgroup(&self.mount, enrolled)?;
+    fn apply(&mut self, enrolled: &Enrolled) -> Result<(), Error> {
+        let Enrolled { fixed, trees } = enrolled;
+        let belt = agent_cgroup(&self.mount, fixed)?;
         self.cover
             .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
         self.handles.heartbeat()?;
-        self.cover.attach(enrolled)?;
-        self.cover.keep_only(enrolled)?;
-        self.workloads.set_roots(enrolled.to_vec());
+        self.cover.attach(fixed)?;
+        match &self.pods {
+            Some(pods) => pods.settle(trees.clone(), fixed.clone()),
+            None => self.workloads.set_roots(fixed.clone()),
+        }
+        self.cover.keep_only(fixed)?;
         Ok(())
+    }
+
+    fn directories(&self, intercept: &Intercept) -> Result<Enrolled, Error> {
+        directories(&self.file, intercept, &self.mount, self.pods.is_some())
     }
 
     /// All that a successor needs.
@@ -320,7 +352,7 @@ impl Daemon {
 
     /// Undoes what a successor did that did not come to serve.
     fn go_on(&mut self) {
-        let again = directories(&self.file, &self.intercept, &self.mount);
+        let again = self.directories(&self.intercept);
         if let Err(error) = again.and_then(|enrolled| self.apply(&enrolled)) {
             tracing::error!("the kernel half: {}", chain(&error));
         }
@@ -350,11 +382,11 @@ impl Daemon {
 
     fn try_reload(&mut self) -> Result<(), Error> {
         let config = super::load(Some(&self.file))?;
-        let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
-        agent_cgroup(&self.mount, &enrolled)?;
+        let enrolled = self.directories(&config.intercept)?;
+        agent_cgroup(&self.mount, &enrolled.fixed)?;
         if Settled::of(&config) != self.settled {
             tracing::warn!(
-                "listen, admin, audit, traces, ca.dir and trust take effect when the agent is restarted"
+                "listen, admin, audit, traces, ca.dir, trust and kubernetes take effect when the agent is restarted"
             );
         }
         let intercept = config.intercept.clone();
@@ -365,7 +397,7 @@ impl Daemon {
         let old = std::mem::replace(&mut self.intercept, intercept);
         if let Err(error) = self.apply(&enrolled) {
             self.intercept = old;
-            let enrolled = directories(&self.file, &self.intercept, &self.mount)?;
+            let enrolled = self.directories(&self.intercept)?;
             self.apply(&enrolled)?;
             return Err(error);
         }

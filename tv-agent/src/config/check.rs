@@ -9,6 +9,7 @@ use super::*;
 
 mod inject;
 mod keyset;
+mod kubernetes;
 mod observe;
 mod route;
 mod shared;
@@ -113,6 +114,7 @@ impl Checker<'_> {
             traces: raw.traces.map(|raw| self.traces(raw)).transpose()?,
             ca_dir,
             trust,
+            kubernetes: raw.kubernetes.map(|at| self.kubernetes(at)).transpose()?,
         })
     }
 

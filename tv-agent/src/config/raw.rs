@@ -14,6 +14,7 @@ use crate::policy::{OnMissingToken, OnUntrusted};
 
 pub mod inject;
 pub mod keyset;
+pub mod kubernetes;
 pub mod shared;
 pub mod vault;
 mod verifier;
@@ -39,6 +40,7 @@ pub struct Raw {
     pub traces: Option<Traces>,
     pub ca: Ca,
     pub trust: Trust,
+    pub kubernetes: Option<Spanned<kubernetes::Kubernetes>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -120,6 +122,8 @@ pub struct Route {
     pub purge: inject::Purge,
     #[serde(default)]
     pub workloads: Vec<Spanned<workloads::Raw>>,
+    #[serde(default)]
+    pub connection_override: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]

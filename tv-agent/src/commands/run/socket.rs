@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
 use crate::control::{Control, LogFilter, Status};
+use crate::kubernetes::Health;
 use crate::metrics::Metrics;
 use crate::redirect::{self, Handles};
 use crate::strays;
@@ -23,6 +24,7 @@ pub(super) fn status(
     workloads: Arc<Workloads>,
     metrics: Metrics,
     ready: Arc<AtomicBool>,
+    watched: Option<Arc<Health>>,
 ) -> Said {
     let started = Instant::now();
     let (listeners, current, cached) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
@@ -47,6 +49,7 @@ pub(super) fn status(
         cached_tokens: cached.len(),
         uncaptured_connections: strays::count(&metrics),
         narrowing: handles.narrowing(),
+        kubernetes: watched.as_ref().map(|health| health.status()),
         kernel: handles
             .counters()
             .into_iter()

@@ -16,6 +16,7 @@ use crate::commands::{PIN_ROOT, RUN_DIR, explained, kernel_half};
 use crate::config::Config;
 use crate::control::{self, LogFilter};
 use crate::handover::{self, Estate, Predecessor};
+use crate::kubernetes::Health;
 use crate::metrics::Metrics;
 use crate::page::View;
 use crate::redirect::{Handles, InstanceLock, Listeners, Redirect};
@@ -173,6 +174,7 @@ impl Sockets {
         metrics: Metrics,
         ready: Arc<AtomicBool>,
         log: LogFilter,
+        watched: Option<Arc<Health>>,
     ) -> Result<Local, Error> {
         let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Descriptor);
         let (path, admin) = self.admin;
@@ -182,6 +184,7 @@ impl Sockets {
             workloads.clone(),
             metrics.clone(),
             ready.clone(),
+            watched,
         );
         let mut local = Local {
             tasks: Vec::new(),
