@@ -361,6 +361,10 @@ impl Server {
         tokio::spawn(async move {
             // The client that goes away ends it as well.
             let _ = tokio::time::timeout(limit, server.follow(resource, from, node, &mut sender)).await;
+            // Not even the end is told.
+            while lock(&server.store).fault == Fault::Silent {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         });
         let mut answer = Response::new(body.boxed_unsync());
         let json = header::HeaderValue::from_static("application/json");

@@ -30,7 +30,11 @@ pub async fn probe(settings: &Settings, dialer: Dialer) -> Result<String, String
             limit: Some(1),
             ..ListParams::default()
         };
-        let request = Request::new(format!("/api/v1/{what}")).list(&parameters);
+        let request = Request::new(format!("/api/v1/{what}"));
+        let request = match parameters.field_selector {
+            Some(_) => request.list(&parameters),
+            None => request.list_metadata(&parameters),
+        };
         let request = request.map_err(|error| causes(&error))?;
         let answer = client.send(request.map(Body::from)).await;
         let answer = answer.map_err(|error| format!("{what}: {}", causes(&error)))?;
