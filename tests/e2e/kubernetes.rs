@@ -377,6 +377,7 @@ fn unknown_pods_are_covered_until_they_are_known() {
         let (api, mut config) = cluster(world);
         api.fail(Fault::Away);
         config["routes"][0]["workloads"] = json!([{ "namespace": "shop" }]);
+        let socket = config["admin"]["socket"].as_str().unwrap().to_owned();
         let daemon = world.daemon("kubepods-unknown", config).unwrap();
         let lodging = Lodging::make(&daemon, 1);
         let app = container_id(1);
@@ -387,13 +388,7 @@ fn unknown_pods_are_covered_until_they_are_known() {
         // Which account it is for cannot be told.
         assert!(!lodging.ask(world, &app, &bearer(&user), false).success());
         assert!(world.github.requests().is_empty());
-        let status = world.tv_agent(&[
-            "status",
-            "-o",
-            "json",
-            "--config",
-            &daemon.config_file().display().to_string(),
-        ]);
+        let status = world.tv_agent(&["status", "-o", "json", "--socket", &socket]);
         let status: Value = serde_json::from_str(status.unwrap().expect_success()).unwrap();
         assert_eq!(status["kubernetes"]["pods"]["listed"], false, "{status}");
         api.put("pods", pod(NODE, "shop", "cart", &uid(1), &asks()));

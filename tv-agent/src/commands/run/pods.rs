@@ -155,6 +155,7 @@ impl Looked {
             .filter(|(uid, lodger)| found.get(*uid) != Some(&lodger.directory))
             .map(|(uid, _)| uid.clone())
             .collect();
+        let left = !gone.is_empty();
         for uid in gone {
             if let Some(lodger) = self.lodgers.remove(&uid) {
                 for directory in &lodger.covered {
@@ -164,6 +165,9 @@ impl Looked {
         }
         for (uid, directory) in found {
             self.lodgers.entry(uid).or_insert_with(|| Lodger::new(directory));
+        }
+        if left {
+            self.tell_roots();
         }
     }
 
