@@ -23,7 +23,7 @@ use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
 use crate::kubernetes;
 use crate::limits;
-use crate::metrics::{Metrics, ResultLabels};
+use crate::metrics::Metrics;
 use crate::redirect::{self, Handles, Redirect};
 use crate::trust::Ledger;
 use crate::workload::Workloads;
@@ -35,6 +35,7 @@ mod enrolled;
 mod host;
 mod node;
 mod pods;
+mod reload;
 mod settled;
 mod socket;
 mod takeover;
@@ -46,6 +47,7 @@ use enrolled::{Enrolled, agent_cgroup, directories};
 pub use host::enter_cgroup_namespace;
 use pods::Pods;
 use settled::Settled;
+use socket::Doing;
 use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
@@ -203,9 +205,11 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         handles.clone(),
         workloads.clone(),
         metrics.clone(),
-        ready.clone(),
+        Doing {
+            ready: ready.clone(),
+            watched: node.as_ref().map(kubernetes::Node::health),
+        },
         log,
-        node.as_ref().map(kubernetes::Node::health),
     )?;
     let pods = match &mut node {
         Some(node) => {
@@ -356,54 +360,6 @@ impl Daemon {
         if let Err(error) = again.and_then(|enrolled| self.apply(&enrolled)) {
             tracing::error!("the kernel half: {}", chain(&error));
         }
-    }
-
-    /// Takes the file's new contents whole, or keeps the old configuration.
-    fn reload(&mut self) {
-        let result = match self.try_reload() {
-            Ok(()) => {
-                tracing::info!("configuration reloaded");
-                "ok"
-            }
-            Err(error) => {
-                tracing::error!(
-                    "the new configuration is refused, the old one stays: {}",
-                    chain(&error)
-                );
-                "refused"
-            }
-        };
-        self.refused = result == "refused";
-        self.metrics
-            .config_reloads
-            .get_or_create(&ResultLabels { result })
-            .inc();
-    }
-
-    fn try_reload(&mut self) -> Result<(), Error> {
-        let config = super::load(Some(&self.file))?;
-        let enrolled = self.directories(&config.intercept)?;
-        agent_cgroup(&self.mount, &enrolled.fixed)?;
-        if Settled::of(&config) != self.settled {
-            tracing::warn!(
-                "listen, admin, audit, traces, ca.dir, trust and kubernetes take effect when the agent is restarted"
-            );
-        }
-        let intercept = config.intercept.clone();
-        let wanted = config.subtrees();
-        self.widen_authority(&config)?;
-        let prepared = self.agent.prepare(config)?;
-        // The kernel half can still say no; then everything is as before.
-        let old = std::mem::replace(&mut self.intercept, intercept);
-        if let Err(error) = self.apply(&enrolled) {
-            self.intercept = old;
-            let enrolled = self.directories(&self.intercept)?;
-            self.apply(&enrolled)?;
-            return Err(error);
-        }
-        self.agent.install(prepared);
-        self.wanted.send_replace(wanted);
-        Ok(())
     }
 }
 

@@ -4,19 +4,17 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
 
-use super::{Cover, Error, INSTANCE, Settled, agent_cgroup, kernel_policy, socket};
+use super::{Cover, Doing, Error, INSTANCE, Settled, agent_cgroup, kernel_policy, socket};
 use crate::admin::{self, Admin};
 use crate::agent::{Agent, Inheritance, Wiring};
 use crate::commands::{PIN_ROOT, RUN_DIR, explained, kernel_half};
 use crate::config::Config;
 use crate::control::{self, LogFilter};
 use crate::handover::{self, Estate, Predecessor};
-use crate::kubernetes::Health;
 use crate::metrics::Metrics;
 use crate::page::View;
 use crate::redirect::{Handles, InstanceLock, Listeners, Redirect};
@@ -172,9 +170,8 @@ impl Sockets {
         handles: Handles,
         workloads: Arc<Workloads>,
         metrics: Metrics,
-        ready: Arc<AtomicBool>,
+        doing: Doing,
         log: LogFilter,
-        watched: Option<Arc<Health>>,
     ) -> Result<Local, Error> {
         let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Descriptor);
         let (path, admin) = self.admin;
@@ -183,8 +180,7 @@ impl Sockets {
             handles.clone(),
             workloads.clone(),
             metrics.clone(),
-            ready.clone(),
-            watched,
+            doing.clone(),
         );
         let mut local = Local {
             tasks: Vec::new(),
@@ -198,7 +194,7 @@ impl Sockets {
             let view = move || View::of(shown(), flows.follow().0);
             let admin = Admin {
                 metrics: metrics.clone(),
-                ready,
+                ready: doing.ready,
                 more: Arc::new(move || handles.counters()),
                 keys: Arc::new(move || Some(current.load().keysets.clone())),
                 page: self.page.then(|| Arc::new(view) as _),
