@@ -391,7 +391,11 @@ impl Server {
             .unwrap_or(usize::MAX);
         let begin: usize = query.get("continue").and_then(|at| at.parse().ok()).unwrap_or(0);
         let end = begin.saturating_add(limit).min(all.len());
-        let more = (end < all.len()).then(|| end.to_string()).unwrap_or_default();
+        let more = if end < all.len() {
+            end.to_string()
+        } else {
+            String::new()
+        };
         let list = json!({
             "kind": "List", "apiVersion": "v1",
             "metadata": { "resourceVersion": store.version.to_string(), "continue": more },

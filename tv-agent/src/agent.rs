@@ -191,14 +191,8 @@ impl Agent {
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
         let shared = config.shared_cache.take();
         let shared = sharing::shared(shared, &dialer, authority.anchors(), &metrics, None)?;
-        let current = Current::new(snapshot(
-            config,
-            &dialer,
-            authority.anchors(),
-            &metrics,
-            None,
-            pods.as_ref(),
-        )?);
+        let (roots, facts) = (authority.anchors(), pods.as_ref());
+        let current = Current::new(snapshot(config, &dialer, roots, &metrics, None, facts)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
             listener.address().map_err(|source| accept::Error::Bind {
@@ -388,14 +382,8 @@ impl Agent {
         let shared = config.shared_cache.take();
         let shared = sharing::shared(shared, &self.dialer, own, &self.metrics, self.tokens.shared())?;
         let before = &self.current.load().keysets;
-        let snapshot = snapshot(
-            config,
-            &self.dialer,
-            own,
-            &self.metrics,
-            Some(before),
-            self.pods.as_ref(),
-        )?;
+        let facts = self.pods.as_ref();
+        let snapshot = snapshot(config, &self.dialer, own, &self.metrics, Some(before), facts)?;
         Ok(Prepared { snapshot, shared })
     }
 
