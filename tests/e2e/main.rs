@@ -10,6 +10,7 @@ mod daemon;
 mod exec;
 mod failures;
 mod faults;
+mod kubernetes;
 mod leftovers;
 mod load;
 mod names;

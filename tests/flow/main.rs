@@ -9,6 +9,7 @@ mod grpc;
 mod inject;
 mod keys;
 mod kinds;
+mod kubernetes;
 mod lint;
 mod origin;
 mod policy;

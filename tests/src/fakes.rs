@@ -11,7 +11,7 @@ pub mod idp;
 pub mod oauth;
 pub mod origin;
 pub mod pki;
-mod server;
+pub(crate) mod server;
 
 pub use server::{Conn, Connections};
 

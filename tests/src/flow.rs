@@ -132,6 +132,7 @@ impl Setup {
         let (metrics, records) = (Metrics::new(), Arc::<Records>::default());
         let ledger = Ledger::default();
         let wiring = Wiring {
+            pods: None,
             installer: None,
             origins: records.clone(),
             own: Arc::new(Unflagged),

@@ -1,6 +1,7 @@
 //! Harness of the tests that need more than one crate: fakes of the outside world, namespaces, cgroups,
 //! clients.
 
+pub mod api_server;
 pub mod bpf;
 pub mod cgroup;
 pub mod cluster;

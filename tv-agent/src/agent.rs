@@ -34,7 +34,7 @@ use crate::traces::{self, Traces};
 use crate::trust::{self, Ledger, Processes};
 use crate::tunnel::Pipes;
 use crate::upstream::roots;
-use crate::workload::Workloads;
+use crate::workload::{PodFacts, Workloads};
 
 mod authority;
 mod compose;
@@ -121,6 +121,8 @@ pub struct Wiring {
     pub metrics: Metrics,
     /// What was put into which mount namespace.
     pub ledger: Ledger,
+    /// The facts of pods; None: those of `intercept.pod_facts`.
+    pub pods: Option<Arc<dyn PodFacts>>,
     pub listen_v4: SocketAddr,
     /// None where the namespace has no IPv6 loopback.
     pub listen_v6: Option<SocketAddr>,
@@ -146,6 +148,7 @@ pub struct Agent {
     flows: Flows,
     traces: Option<Traces>,
     processes: Processes,
+    pods: Option<Arc<dyn PodFacts>>,
     phase: watch::Sender<Phase>,
     drain: Duration,
     loops: Vec<JoinHandle<()>>,
@@ -179,6 +182,7 @@ impl Agent {
             installer,
             metrics,
             ledger,
+            pods,
             listen_v4,
             listen_v6,
         } = wiring;
@@ -187,7 +191,8 @@ impl Agent {
         let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
         let shared = config.shared_cache.take();
         let shared = sharing::shared(shared, &dialer, authority.anchors(), &metrics, None)?;
-        let current = Current::new(snapshot(config, &dialer, authority.anchors(), &metrics, None)?);
+        let (roots, facts) = (authority.anchors(), pods.as_ref());
+        let current = Current::new(snapshot(config, &dialer, roots, &metrics, None, facts)?);
         let Inheritance { v4, v6, rooms } = inheritance;
         let address = |listener: &Listener, wanted| {
             listener.address().map_err(|source| accept::Error::Bind {
@@ -333,6 +338,7 @@ impl Agent {
             flows,
             traces,
             processes,
+            pods,
             phase,
             drain,
             loops,
@@ -376,7 +382,8 @@ impl Agent {
         let shared = config.shared_cache.take();
         let shared = sharing::shared(shared, &self.dialer, own, &self.metrics, self.tokens.shared())?;
         let before = &self.current.load().keysets;
-        let snapshot = snapshot(config, &self.dialer, own, &self.metrics, Some(before))?;
+        let facts = self.pods.as_ref();
+        let snapshot = snapshot(config, &self.dialer, own, &self.metrics, Some(before), facts)?;
         Ok(Prepared { snapshot, shared })
     }
 

@@ -177,6 +177,9 @@ pub struct PodArgs {
     /// May be given several times.
     #[arg(long, value_name = "KEY=VALUE", requires = "pod_namespace", value_parser = label)]
     pub pod_label: Vec<(String, String)>,
+    /// May be given several times.
+    #[arg(long, value_name = "KEY=VALUE", requires = "pod_namespace", value_parser = label)]
+    pub pod_annotation: Vec<(String, String)>,
 }
 
 fn label(text: &str) -> Result<(String, String), &'static str> {

@@ -14,6 +14,7 @@ use crate::audit;
 use crate::confine;
 use crate::decide::OnUnknownName;
 use crate::files;
+use crate::kubernetes;
 use crate::limits;
 use crate::policy::credentials::Issuer;
 use crate::policy::{HostPattern, Route};
@@ -73,6 +74,8 @@ pub struct Config {
     pub trust: Trust,
     /// Whom the data path runs as.
     pub user: confine::User,
+    /// None: pods are not watched.
+    pub kubernetes: Option<kubernetes::Settings>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,6 +243,7 @@ impl Config {
             ca_dir: default_ca_dir(),
             trust: Trust::default(),
             user: confine::User::by_default(&passwd()),
+            kubernetes: None,
         })
     }
 

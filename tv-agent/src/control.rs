@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::clock;
 use crate::flows::Flows;
 use crate::https::causes;
+use crate::kubernetes;
 use crate::local;
 use crate::redirect::Narrowing;
 use crate::sign::{KeySets, Shown};
@@ -52,6 +53,9 @@ pub struct Status {
     pub uncaptured_connections: u64,
     /// None with `capture: all`.
     pub narrowing: Option<Narrowing>,
+    /// How the API server is followed; None: it is not.
+    #[serde(default)]
+    pub kubernetes: Option<kubernetes::Status>,
     /// The kernel half's counters.
     pub kernel: Vec<(String, u64)>,
 }

@@ -109,6 +109,7 @@ mod tests {
             on_untrusted: OnUntrusted::Refuse,
             credentials: Default::default(),
             workloads,
+            connection_override: Vec::new(),
         }
     }
 

@@ -182,6 +182,8 @@ struct Seen {
     subject: Option<String>,
     /// The trace that its request is a part of.
     trace: Option<TraceContext>,
+    /// The vault's connection that was asked for, when the pod chose another than the route's.
+    connection: Option<Arc<str>>,
 }
 
 impl Session {
@@ -218,6 +220,10 @@ impl Session {
                 if let Some(body) = body.filter(|_| !expects) {
                     Box::pin(discard(body)).await;
                 }
+                let asked = Asked {
+                    connection: seen.connection.as_deref().or(asked.connection),
+                    ..asked
+                };
                 Outcome {
                     response: respond::refuse(&refusal, asked),
                     result: refusal.class.label(),
@@ -276,6 +282,8 @@ impl Session {
             verify::verify(snapshot, route, presented.as_ref(), foreign, &mut head.headers).await?;
         seen.identity = verified.identity().map(str::to_owned);
         let mut brought = Brought::take(&mut head, presented, route, source, verified)?;
+        brought.choose(route, &self.workload)?;
+        seen.connection = brought.connection(route).cloned();
         // The provider's certificate is checked before anything is asked of the vault.
         snapshot
             .upstreams

@@ -29,6 +29,9 @@ pub struct Flow {
     pub unit: Option<String>,
     pub pod: Option<String>,
     pub container: Option<String>,
+    /// The container's name, where the pod's facts say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_name: Option<String>,
     /// What was known of the pod: `namespace/name` and service account.
     pub pod_namespace: Option<String>,
     pub pod_name: Option<String>,

@@ -28,7 +28,8 @@ pub fn tls(roots: Arc<RootCertStore>) -> Result<ClientConfig, Error> {
     tls_as(roots, None)
 }
 
-fn tls_as(roots: Arc<RootCertStore>, identity: Option<Identity>) -> Result<ClientConfig, Error> {
+/// As [`tls`], with a certificate of our own.
+pub(crate) fn tls_as(roots: Arc<RootCertStore>, identity: Option<Identity>) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -35,6 +35,7 @@ pub mod redirect;
 pub mod accept;
 pub mod workload;
 pub mod strays;
+pub mod kubernetes;
 pub mod trust;
 pub mod policy;
 pub mod hello;

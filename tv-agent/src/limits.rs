@@ -277,6 +277,35 @@ pub const WEBHOOK_CONTENT_BYTES: usize = 900 * 1024;
 /// Time for open reviews when the webhook is told to stop.
 pub const WEBHOOK_DRAIN_TIME: Duration = Duration::from_secs(10);
 
+/// Pods of this node that are kept; the kubelet's own limit is 110 unless it is raised.
+pub const PODS: usize = 1024;
+/// Namespaces of the cluster of which our label is kept.
+pub const NAMESPACES_KNOWN: usize = 16 * 1024;
+/// What is kept of one pod, bytes; its labels, our annotations, its containers.
+pub const POD_BYTES: usize = 16 * 1024;
+/// Largest object of the API server in a watch, bytes; its own limit is some 3 MiB.
+pub const API_OBJECT_BYTES: usize = 4 * 1024 * 1024;
+/// Largest page of a list that is read, bytes; a page that is larger is asked for in smaller ones.
+pub const API_PAGE_BYTES: usize = 16 * 1024 * 1024;
+/// Most that is read of a refusal of the API server, bytes.
+pub const API_STATUS_BYTES: usize = 16 * 1024;
+/// Largest file of credentials for the API server, bytes.
+pub const API_CREDENTIAL_BYTES: u64 = 256 * 1024;
+/// The API server's answer, from the look-up of its address to the header.
+pub const API_ANSWER_TIME: Duration = Duration::from_secs(10);
+/// One page of a list.
+pub const API_PAGE_TIME: Duration = Duration::from_secs(30);
+/// How long one watch is asked for.
+pub const API_WATCH_TIME: Duration = Duration::from_secs(120);
+/// Longest pause after failures of the API server, whatever it asks for.
+pub const API_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often the credentials for the API server are read again.
+pub const API_CREDENTIALS_TIME: Duration = Duration::from_secs(30);
+/// Notes for Events that wait.
+pub const EVENTS_QUEUED: usize = 256;
+/// Events that are remembered, to be counted up.
+pub const EVENTS: usize = 1024;
+
 /// How many connections can be served with as many descriptors as `open_files`: each takes two, and some are kept back
 /// for listeners, programs, the vault and kept upstream connections. At least [`SHARE_OF_WORKLOAD`].
 pub const fn connections(open_files: u64) -> usize {

@@ -11,9 +11,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 mod identities;
+mod kubernetes;
 mod labels;
 
 use identities::Identities;
+pub use kubernetes::Kubernetes;
 pub use labels::*;
 
 /// Handles of all families. Cheap to clone.
@@ -54,6 +56,7 @@ pub struct Metrics {
     /// Tries to put the CA into a mount namespace.
     pub trust_installations: Family<ResultLabels, Counter>,
     pub ca_expiry: Family<CertificateLabels, Gauge>,
+    pub kubernetes: Kubernetes,
 }
 
 impl Metrics {
@@ -94,7 +97,9 @@ impl Metrics {
             trust_changes: Family::default(),
             trust_installations: Family::default(),
             ca_expiry: Family::default(),
+            kubernetes: Kubernetes::default(),
         };
+        metrics.kubernetes.register(&mut registry);
         registry.register(
             "connections",
             "Redirected connections by decision and reason",

@@ -363,6 +363,7 @@ mod tests {
                 open_connections: 2,
                 cached_tokens: 1,
                 uncaptured_connections: 0,
+                kubernetes: None,
                 narrowing: None,
                 kernel: vec![],
             },

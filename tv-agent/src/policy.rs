@@ -8,6 +8,7 @@ use http::HeaderName;
 use crate::addr::HostName;
 use crate::workload::Workload;
 
+pub mod connection;
 pub mod credentials;
 mod selector;
 mod verify;
@@ -163,6 +164,8 @@ pub struct Route {
     pub credentials: Credentials,
     /// Which workloads it is for: any of these; empty: all.
     pub workloads: Vec<Selector>,
+    /// Patterns for the connections that a pod may choose instead; empty: none.
+    pub connection_override: Vec<String>,
 }
 
 impl Route {
@@ -288,6 +291,7 @@ mod tests {
             on_untrusted: OnUntrusted::Refuse,
             credentials: Credentials::default(),
             workloads: workloads.iter().map(|w| Selector::cgroup(*w)).collect(),
+            connection_override: Vec::new(),
         }
     }
 

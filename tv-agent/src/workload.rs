@@ -14,7 +14,7 @@ mod process;
 mod users;
 
 pub use identity::{Identity, is_pod_uid};
-pub use pods::{Directory, NoFacts, Pod, PodFacts};
+pub use pods::{DEFAULT_PREFIX, Directory, NoFacts, Pod, PodFacts};
 pub use process::{Opened, Process};
 pub use users::uid_of;
 
@@ -58,6 +58,8 @@ impl Workload {
             flow.pod_namespace = Some(pod.namespace.clone());
             flow.pod_name = Some(pod.name.clone());
             flow.service_account = Some(pod.service_account.clone());
+            let id = flow.container.as_deref();
+            flow.container_name = id.and_then(|id| pod.containers.get(id)).cloned();
         }
         (flow.tgid, flow.uid) = (self.tgid, self.uid.unwrap_or_default());
         flow.process = self.process.as_deref().map(str::to_owned);
@@ -109,6 +111,11 @@ impl Workloads {
     pub fn set_roots(&self, roots: Vec<PathBuf>) {
         self.roots.store(Arc::new(roots));
         self.known.invalidate_all();
+    }
+
+    /// As [`set_roots`](Self::set_roots), when they change often: what was found stays found.
+    pub fn follow_roots(&self, roots: Vec<PathBuf>) {
+        self.roots.store(Arc::new(roots));
     }
 
     /// The enrolled cgroups' directories.
@@ -233,6 +240,9 @@ mod tests {
                     name: uid.into(),
                     service_account: "cart".into(),
                     labels: Default::default(),
+                    annotations: Default::default(),
+                    containers: Default::default(),
+                    prefix: DEFAULT_PREFIX.into(),
                 }))
             }
         }

@@ -31,6 +31,7 @@ const PLACES: &[Place] = &[
         allowed: &[
             "tv-agent/src/inject.rs",
             "tv-agent/src/inject/",
+            "tv-agent/src/kubernetes/client.rs",
             "tv-agent/src/token/exchange.rs",
             // Sign-in to the shared cache, and sealing for it.
             "tv-agent/src/token/shared/link.rs",

@@ -20,7 +20,7 @@ use crate::token::{CheckToken, Vault};
 use crate::traces::{self, Traces};
 use crate::upstream::{Upstreams, roots};
 use crate::verify::Verifier;
-use crate::workload;
+use crate::workload::{self, PodFacts};
 
 /// `own`: every root of our own, so that none of them is believed upstream. `before`: the key sets in force, which stay
 /// where nothing is new about them.
@@ -30,6 +30,7 @@ pub(super) fn snapshot(
     own: &[CertificateDer<'static>],
     metrics: &Metrics,
     before: Option<&KeySets>,
+    pods: Option<&Arc<dyn PodFacts>>,
 ) -> Result<Snapshot, Error> {
     let mut verifiers = HashMap::new();
     for (name, verifier) in config.verifiers {
@@ -77,9 +78,10 @@ pub(super) fn snapshot(
         on_unknown_name: config.intercept.on_unknown_name,
         installs: config.trust.install == Install::Live,
         upstreams: Arc::new(Upstreams::new(dialer.clone(), roots, metrics.clone())),
-        pods: match config.intercept.pod_facts {
-            Some(path) => Arc::new(workload::Directory::new(path)),
-            None => Arc::new(workload::NoFacts),
+        pods: match (pods, config.intercept.pod_facts) {
+            (Some(pods), _) => pods.clone(),
+            (None, Some(path)) => Arc::new(workload::Directory::new(path)),
+            (None, None) => Arc::new(workload::NoFacts),
         },
     })
 }

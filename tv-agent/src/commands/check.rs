@@ -14,6 +14,8 @@ use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
 use crate::config::{Config, SharedCache, VaultConfig, VerifierConfig};
 use crate::confine;
+use crate::dial::{Dialer, Unflagged};
+use crate::limits;
 use crate::redirect;
 use crate::strays;
 use crate::token::{Vault, shared};
@@ -82,6 +84,9 @@ pub(super) async fn findings(config: Option<&Path>) -> Vec<Finding> {
             }
             findings.push(authority(&config));
             findings.extend(trust::findings(&config));
+            if let Some(settings) = config.kubernetes {
+                findings.push(kubernetes(settings).await);
+            }
             findings.extend(verifiers(config.verifiers).await);
             findings.extend(vaults(config.vaults).await);
             if let Some(cache) = config.shared_cache {
@@ -203,6 +208,20 @@ fn authority(config: &Config) -> Finding {
             format!("good until {until}")
         },
     )
+}
+
+async fn kubernetes(settings: crate::kubernetes::Settings) -> Finding {
+    const NAME: &str = "kubernetes";
+    let dialer = Dialer::new(Arc::new(Unflagged), limits::CONNECT_TIME);
+    match crate::kubernetes::probe(&settings, dialer).await {
+        Ok(detail) => Finding::good(NAME, detail),
+        Err(detail) => Finding::bad(
+            NAME,
+            detail,
+            "check the address, the token and that its account may list and watch pods and namespaces \
+             (docs/kubernetes.md)",
+        ),
+    }
 }
 
 async fn verifiers(all: BTreeMap<Arc<str>, VerifierConfig>) -> Vec<Finding> {

@@ -11,6 +11,7 @@ use super::{chain, print};
 use crate::cli::{CacheCommand, ControlArgs, FlowsArgs, LogArgs, Output, exit};
 use crate::control::{self, Logging, Status, ask};
 use crate::flows::Flow;
+use crate::kubernetes;
 use crate::redirect::Narrowing;
 use crate::token::{Cached, Filter};
 
@@ -229,11 +230,39 @@ fn drawn(status: &Status) -> String {
             status.uncaptured_connections
         );
     }
+    if let Some(kubernetes) = &status.kubernetes {
+        text += &followed(kubernetes);
+    }
     if let Some(narrowing) = &status.narrowing {
         let _ = writeln!(text, "{}", narrowed(narrowing));
     }
     for (reason, count) in status.kernel.iter().filter(|(_, count)| *count > 0) {
         let _ = writeln!(text, "  {reason}: {count}");
+    }
+    text
+}
+
+fn followed(status: &kubernetes::Status) -> String {
+    let mut text = String::new();
+    for (resource, feed) in [("pods", &status.pods), ("namespaces", &status.namespaces)] {
+        let state = match (feed.current, feed.listed, feed.stale_s) {
+            (true, ..) => "followed".to_owned(),
+            (false, true, Some(seconds)) => format!("as of {seconds} s ago"),
+            _ => "not known yet".to_owned(),
+        };
+        let error = feed
+            .error
+            .as_deref()
+            .map(|error| format!(": {error}"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "kubernetes {resource}: {state}, {} failures{error}",
+            feed.failures
+        );
+    }
+    if let Some(problem) = &status.credentials {
+        let _ = writeln!(text, "kubernetes credentials: {problem}");
     }
     text
 }

@@ -117,6 +117,7 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
     let published = Arc::new(OnceLock::<Current>::new());
     serve_metrics(&config, &metrics, &handles, published.clone()).await;
     let wiring = Wiring {
+        pods: None,
         origins: handles.clone(),
         own: handles.clone(),
         namespaces: Some(handles.clone()),

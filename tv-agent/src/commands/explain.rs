@@ -11,7 +11,7 @@ use crate::addr::HostName;
 use crate::cli::{ExplainArgs, exit};
 use crate::config::{Capture, Config, Intercept};
 use crate::policy::{Found, Route, Routes, Verdict, covers};
-use crate::workload::{Cgroup, Directory, Pod, PodFacts as _, Workload};
+use crate::workload::{Cgroup, DEFAULT_PREFIX, Directory, Pod, PodFacts as _, Workload};
 
 mod route;
 mod trust;
@@ -86,6 +86,13 @@ fn caller(args: &ExplainArgs, config: &Config) -> Workload {
             name,
             service_account: args.pod.pod_service_account.clone(),
             labels: args.pod.pod_label.iter().cloned().collect(),
+            annotations: args.pod.pod_annotation.iter().cloned().collect(),
+            containers: Default::default(),
+            prefix: config
+                .kubernetes
+                .as_ref()
+                .map_or(DEFAULT_PREFIX, |kubernetes| &kubernetes.prefix)
+                .to_owned(),
         })),
         None => {
             let uid = cgroup.as_deref().and_then(|cgroup| cgroup.identity.pod.clone());
@@ -128,7 +135,7 @@ fn explain(config: Config, host: &HostName, caller: &Workload, addresses: Vec<Ip
                 .map(|signer| (&*route.vault, signer).into())
         };
         let obtain = vaults.get(&route.vault).map(Into::into).or_else(signer)?;
-        Some(RouteFacts::new(route, host, obtain))
+        Some(RouteFacts::new(route, host, caller, obtain))
     };
     let (decision, why) = match (found, enrolled) {
         (_, Some(false)) => (
@@ -358,6 +365,9 @@ mod tests {
         let pod = "/kubepods/pod8f6a1c2e-1b2c-4d3e-9f00-aabbccddeeff";
         let known = Workload {
             pod: Some(Arc::new(Pod {
+                annotations: Default::default(),
+                containers: Default::default(),
+                prefix: crate::workload::DEFAULT_PREFIX.into(),
                 namespace: "shop".into(),
                 name: "cart-0".into(),
                 service_account: "cart".into(),

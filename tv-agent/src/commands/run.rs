@@ -21,8 +21,9 @@ use crate::cli::{RunArgs, exit};
 use crate::config::{self, Intercept};
 use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
+use crate::kubernetes;
 use crate::limits;
-use crate::metrics::{Metrics, ResultLabels};
+use crate::metrics::Metrics;
 use crate::redirect::{self, Handles, Redirect};
 use crate::trust::Ledger;
 use crate::workload::Workloads;
@@ -32,6 +33,9 @@ mod cover;
 mod ends;
 mod enrolled;
 mod host;
+mod node;
+mod pods;
+mod reload;
 mod settled;
 mod socket;
 mod takeover;
@@ -39,9 +43,11 @@ mod takeover;
 use cover::Cover;
 use ends::Ends;
 pub use enrolled::missing_cgroups;
-use enrolled::{agent_cgroup, directories};
+use enrolled::{Enrolled, agent_cgroup, directories};
 pub use host::enter_cgroup_namespace;
+use pods::Pods;
 use settled::Settled;
+use socket::Doing;
 use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
@@ -127,6 +133,8 @@ struct Daemon {
     mount: PathBuf,
     agent: Agent,
     cover: Cover,
+    /// None: all that is below the enrolled cgroups is covered.
+    pods: Option<Pods>,
     handles: Handles,
     workloads: Arc<Workloads>,
     metrics: Metrics,
@@ -142,9 +150,9 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     super::guard_memory();
     let file = &*args.config;
     let mut digest = digest_of(file);
-    let config = super::load(Some(file))?;
+    let mut config = super::load(Some(file))?;
     let mount = cgroup2_mount()?;
-    let enrolled = directories(file, &config.intercept, &mount)?;
+    let enrolled = directories(file, &config.intercept, &mount, config.kubernetes.is_some())?;
     let ca_digest = ca::digest(&config.ca_dir);
     let authority = authority::load(&config)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
@@ -163,10 +171,11 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let handles = redirect.handles();
     let shared = Arc::new(handles.clone());
     let metrics = Metrics::new();
-    let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
+    let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.fixed.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let wanted = watch::Sender::new(config.subtrees());
     let ready = Arc::new(AtomicBool::new(false));
+    let mut node = node::start(config.kubernetes.take(), shared.clone(), &metrics).await;
     let wiring = Wiring {
         origins: shared.clone(),
         own: shared.clone(),
@@ -177,6 +186,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         installer: Installer::of(&config.trust),
         metrics: metrics.clone(),
         ledger: Ledger::default(),
+        pods: node.as_ref().map(|node| node.table() as _),
         listen_v4: (LISTEN_V4, settled.port).into(),
         listen_v6: listen_v6(settled.port),
     };
@@ -184,21 +194,36 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let cover = Cover::new(redirect);
     let agent = match before {
         None => Agent::start(config, wiring).await?,
-        Some(before) => before.follow(config, wiring, &cover, &enrolled, &mount).await?,
+        Some(before) => {
+            before
+                .follow(config, wiring, &cover, &enrolled.fixed, &mount)
+                .await?
+        }
     };
     let local = sockets.serve(
         &agent,
         handles.clone(),
         workloads.clone(),
         metrics.clone(),
-        ready.clone(),
+        Doing {
+            ready: ready.clone(),
+            watched: node.as_ref().map(kubernetes::Node::health),
+        },
         log,
     )?;
+    let pods = match &mut node {
+        Some(node) => {
+            node.follow(agent.flows());
+            Some(node::pods(node, &cover, &workloads, &metrics, &mount).map_err(Error::Cgroup)?)
+        }
+        None => None,
+    };
     let mut daemon = Daemon {
         file: file.to_owned(),
         mount,
         agent,
         cover,
+        pods,
         handles,
         workloads,
         metrics,
@@ -209,6 +234,9 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     };
     daemon.apply(&enrolled)?;
     daemon.cover.watch(&daemon.mount).map_err(Error::Thread)?;
+    if let Some(pods) = &daemon.pods {
+        pods.watch().map_err(Error::Thread)?;
+    }
     let (events, mut asked) = mpsc::channel(4);
     let retire = daemon.handles.clone();
     let (kept, theirs) = takeover::twice(door)?;
@@ -299,15 +327,23 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
 
 impl Daemon {
     /// Brings the kernel half in line with the configuration, coverage first.
-    fn apply(&mut self, enrolled: &[PathBuf]) -> Result<(), Error> {
-        let belt = agent_cgroup(&self.mount, enrolled)?;
+    fn apply(&mut self, enrolled: &Enrolled) -> Result<(), Error> {
+        let Enrolled { fixed, trees } = enrolled;
+        let belt = agent_cgroup(&self.mount, fixed)?;
         self.cover
             .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
         self.handles.heartbeat()?;
-        self.cover.attach(enrolled)?;
-        self.cover.keep_only(enrolled)?;
-        self.workloads.set_roots(enrolled.to_vec());
+        self.cover.attach(fixed)?;
+        match &self.pods {
+            Some(pods) => pods.settle(trees.clone(), fixed.clone()),
+            None => self.workloads.set_roots(fixed.clone()),
+        }
+        self.cover.keep_only(fixed)?;
         Ok(())
+    }
+
+    fn directories(&self, intercept: &Intercept) -> Result<Enrolled, Error> {
+        directories(&self.file, intercept, &self.mount, self.pods.is_some())
     }
 
     /// All that a successor needs.
@@ -320,58 +356,10 @@ impl Daemon {
 
     /// Undoes what a successor did that did not come to serve.
     fn go_on(&mut self) {
-        let again = directories(&self.file, &self.intercept, &self.mount);
+        let again = self.directories(&self.intercept);
         if let Err(error) = again.and_then(|enrolled| self.apply(&enrolled)) {
             tracing::error!("the kernel half: {}", chain(&error));
         }
-    }
-
-    /// Takes the file's new contents whole, or keeps the old configuration.
-    fn reload(&mut self) {
-        let result = match self.try_reload() {
-            Ok(()) => {
-                tracing::info!("configuration reloaded");
-                "ok"
-            }
-            Err(error) => {
-                tracing::error!(
-                    "the new configuration is refused, the old one stays: {}",
-                    chain(&error)
-                );
-                "refused"
-            }
-        };
-        self.refused = result == "refused";
-        self.metrics
-            .config_reloads
-            .get_or_create(&ResultLabels { result })
-            .inc();
-    }
-
-    fn try_reload(&mut self) -> Result<(), Error> {
-        let config = super::load(Some(&self.file))?;
-        let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
-        agent_cgroup(&self.mount, &enrolled)?;
-        if Settled::of(&config) != self.settled {
-            tracing::warn!(
-                "listen, admin, audit, traces, ca.dir and trust take effect when the agent is restarted"
-            );
-        }
-        let intercept = config.intercept.clone();
-        let wanted = config.subtrees();
-        self.widen_authority(&config)?;
-        let prepared = self.agent.prepare(config)?;
-        // The kernel half can still say no; then everything is as before.
-        let old = std::mem::replace(&mut self.intercept, intercept);
-        if let Err(error) = self.apply(&enrolled) {
-            self.intercept = old;
-            let enrolled = directories(&self.file, &self.intercept, &self.mount)?;
-            self.apply(&enrolled)?;
-            return Err(error);
-        }
-        self.agent.install(prepared);
-        self.wanted.send_replace(wanted);
-        Ok(())
     }
 }
 

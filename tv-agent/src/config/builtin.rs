@@ -89,6 +89,7 @@ pub fn routes(vault: &Arc<str>) -> Vec<Route> {
             on_untrusted: OnUntrusted::Refuse,
             credentials: Credentials::default(),
             workloads: Vec::new(),
+            connection_override: Vec::new(),
         })
         .collect()
 }

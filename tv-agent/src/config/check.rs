@@ -10,6 +10,7 @@ use crate::files;
 
 mod inject;
 mod keyset;
+mod kubernetes;
 mod observe;
 mod route;
 mod shared;
@@ -115,6 +116,7 @@ impl Checker<'_> {
             ca_dir,
             trust,
             user: self.user(&raw.privileges, &passwd())?,
+            kubernetes: raw.kubernetes.map(|at| self.kubernetes(at)).transpose()?,
         })
     }
 

@@ -14,6 +14,7 @@ use crate::policy::{OnMissingToken, OnUntrusted};
 
 pub mod inject;
 pub mod keyset;
+pub mod kubernetes;
 pub mod shared;
 pub mod vault;
 mod verifier;
@@ -40,6 +41,7 @@ pub struct Raw {
     pub ca: Ca,
     pub trust: Trust,
     pub privileges: Privileges,
+    pub kubernetes: Option<Spanned<kubernetes::Kubernetes>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -121,6 +123,8 @@ pub struct Route {
     pub purge: inject::Purge,
     #[serde(default)]
     pub workloads: Vec<Spanned<workloads::Raw>>,
+    #[serde(default)]
+    pub connection_override: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]

@@ -35,6 +35,7 @@ fn status() -> Status {
         open_connections: 0,
         cached_tokens: 0,
         uncaptured_connections: 0,
+        kubernetes: None,
         narrowing: None,
         kernel: vec![("redirected".into(), 3)],
     }

@@ -15,11 +15,12 @@ use crate::body::Body;
 use crate::class::{Class, Refusal};
 use crate::inject::{self, Presented};
 use crate::limits;
-use crate::policy::{Hint, Route};
+use crate::policy::{Hint, Route, Wanted, connection};
 use crate::secret::Secret;
 use crate::snapshot::Source;
 use crate::token::settings::{ActorFrom, CallerCredentials, ClientCredentials, Kind, Place, VaultSubject};
 use crate::token::{self, Client, Decision, Grant, Vault};
+use crate::workload::Workload;
 
 /// The caller's token. None where the vault takes the caller's client credentials, and nobody verifies a token.
 ///
@@ -48,6 +49,8 @@ pub(super) struct Brought {
     client: Option<Arc<Client>>,
     /// What is left of a form that was searched for credentials.
     form: Option<Bytes>,
+    /// With the connection that the pod chose.
+    wanted: Option<Arc<Wanted>>,
 }
 
 impl Brought {
@@ -197,6 +200,21 @@ impl Brought {
         Err(Refusal::new(Class::InvalidToken, text))
     }
 
+    /// Takes the connection that the caller's pod asks for.
+    ///
+    /// # Errors
+    /// When it may not have it.
+    pub fn choose(&mut self, route: &Route, workload: &Workload) -> Result<(), Refusal> {
+        let chosen = connection::of(route, workload);
+        self.wanted = chosen.map_err(|denied| Refusal::new(Class::Forbidden, denied.to_string()))?;
+        Ok(())
+    }
+
+    /// The connection that is asked for.
+    pub fn connection<'a>(&'a self, route: &'a Route) -> Option<&'a Arc<str>> {
+        self.wanted.as_ref().unwrap_or(&route.wanted).connection.as_ref()
+    }
+
     pub fn grant<'a>(&'a self, vault: &'a Arc<Vault>, route: &'a Route) -> Grant<'a> {
         Grant {
             login_hint: self.login_hint.as_deref(),
@@ -205,7 +223,7 @@ impl Brought {
             user: self.user.as_deref(),
             client: self.client.as_ref(),
             route: &route.name,
-            ..Grant::new(vault, &route.wanted)
+            ..Grant::new(vault, self.wanted.as_ref().unwrap_or(&route.wanted))
         }
     }
 }

@@ -24,6 +24,7 @@ impl Session {
     ) {
         let trace = seen.trace.as_ref().map(TraceContext::trace_id);
         let connection = route.and_then(|route| route.wanted.connection.as_deref());
+        let connection = seen.connection.as_deref().or(connection);
         let route = &route.map_or_else(|| Arc::from("none"), |route| route.name.clone());
         let status = outcome.response.status().as_u16();
         self.exchange.metrics.request(route, outcome.result, status, took);
@@ -40,6 +41,7 @@ impl Session {
                     unit = self.flow.unit,
                     pod = self.flow.pod,
                     container = self.flow.container,
+                    container_name = self.flow.container_name,
                     pod_namespace = self.flow.pod_namespace,
                     pod_name = self.flow.pod_name,
                     service_account = self.flow.service_account,

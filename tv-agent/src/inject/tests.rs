@@ -355,6 +355,7 @@ fn a_foreign_token_is_refused_with_the_way_to_allow_it() {
             ..Credentials::default()
         },
         workloads: vec![],
+        connection_override: vec![],
     };
     let verdict = |token: &str, on_foreign| {
         let presented = Presented {

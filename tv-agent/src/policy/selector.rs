@@ -147,7 +147,7 @@ fn begins(prefix: &str, id: &str) -> bool {
 }
 
 /// Linear in the text for each `*`: names are chosen by workloads, and must not cost us time.
-fn matches(glob: &str, text: &str) -> bool {
+pub(super) fn matches(glob: &str, text: &str) -> bool {
     let mut pieces = glob.split('*');
     let head = pieces.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(head) else {

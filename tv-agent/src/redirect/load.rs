@@ -1,5 +1,6 @@
 //! The kernel half of one instance: its policy, the cgroups that it is attached to, what is pinned.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -261,6 +262,14 @@ impl Redirect {
             .iter()
             .map(|attached| attached.directory.clone())
             .collect()
+    }
+
+    /// Ids of the cgroups for which links of this instance are pinned, a predecessor's included.
+    ///
+    /// # Errors
+    /// When the pins cannot be listed.
+    pub fn pinned(&self) -> Result<HashSet<u64>, Error> {
+        self.pins.pins.cgroups()
     }
 
     /// Removes the pins that predecessors of this name left for cgroups which this one does not attach to, and all

@@ -108,6 +108,12 @@ impl Pins {
         Ok(())
     }
 
+    /// The cgroups that have links here.
+    pub(super) fn cgroups(&self) -> Result<std::collections::HashSet<u64>, Error> {
+        let entries = entries(&self.directory)?;
+        Ok(entries.into_iter().filter_map(|(id, _)| id).collect())
+    }
+
     /// As [`remove`](Self::remove), of one program. One that is not there is fine.
     pub(super) fn remove_program(&self, cgroup_id: u64, program: &str) -> Result<(), Error> {
         remove_pin(&self.directory.join(format!("{cgroup_id}-{program}")))

@@ -21,6 +21,22 @@ pub struct Pod {
     pub service_account: String,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Those of `prefix`, by their whole names.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// Names of its containers by their ids.
+    #[serde(default)]
+    pub containers: BTreeMap<String, String>,
+    /// What the names of our annotations begin with, before the slash.
+    #[serde(default = "default_prefix")]
+    pub prefix: String,
+}
+
+/// Unless `kubernetes.prefix` says another.
+pub const DEFAULT_PREFIX: &str = "tv-agent.io";
+
+fn default_prefix() -> String {
+    DEFAULT_PREFIX.to_owned()
 }
 
 /// Pod UID → facts. None: not known, or not known yet; whoever asks must not take that for a pod without facts.

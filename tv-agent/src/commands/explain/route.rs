@@ -6,10 +6,12 @@ use serde::Serialize;
 
 use crate::addr::HostName;
 use crate::config::VaultConfig;
+use crate::policy::connection::{self, Denied};
 use crate::policy::credentials::{InjectScheme, OnForeignToken};
 use crate::policy::{OnMissingToken, OnUntrusted, Route, Wanted};
 use crate::sign;
 use crate::token::Kind;
+use crate::workload::Workload;
 
 #[derive(Serialize)]
 pub(super) struct RouteFacts {
@@ -27,6 +29,10 @@ pub(super) struct RouteFacts {
     #[serde(flatten)]
     pub(super) obtain: Obtain,
     connection: Option<String>,
+    /// Patterns for connections that a pod may choose.
+    connection_override: Vec<String>,
+    /// The connection that the workload's pod chose, or why it does not get it.
+    chosen: Option<String>,
     /// What is asked for, by the route or else by the vault.
     audience: Vec<String>,
     resource: Vec<String>,
@@ -107,7 +113,7 @@ pub(super) fn pattern(route: &Route, host: &HostName) -> String {
 }
 
 impl RouteFacts {
-    pub(super) fn new(route: &Route, host: &HostName, obtain: Obtain) -> Self {
+    pub(super) fn new(route: &Route, host: &HostName, caller: &Workload, obtain: Obtain) -> Self {
         let (wanted, default) = (&route.wanted, &obtain.wanted);
         let several =
             |own: &[String], default: &[String]| if own.is_empty() { default } else { own }.to_vec();
@@ -125,6 +131,13 @@ impl RouteFacts {
                 .collect(),
             verify: route.verify.as_ref().map(ToString::to_string),
             connection: wanted.connection.as_deref().map(str::to_owned),
+            connection_override: route.connection_override.clone(),
+            chosen: match connection::of(route, caller) {
+                Ok(chosen) => chosen.and_then(|wanted| wanted.connection.as_deref().map(str::to_owned)),
+                // Who asks about no workload in particular is not told that it is not known.
+                Err(Denied::Unknown { .. }) if caller.cgroup.is_none() => None,
+                Err(denied) => Some(format!("refused: {denied}")),
+            },
             audience: several(&wanted.audience, &default.audience),
             resource: several(&wanted.resource, &default.resource),
             scope: wanted.scope.clone().or_else(|| default.scope.clone()),
@@ -190,6 +203,8 @@ impl RouteFacts {
                 self.obtain.client_auth.map(str::to_owned),
             ),
             ("connection", self.connection.clone()),
+            ("a pod may choose", joined(&self.connection_override)),
+            ("the pod's annotation", self.chosen.clone()),
             ("audience", joined(&self.audience)),
             ("resource", joined(&self.resource)),
             ("scope", self.scope.clone()),

@@ -27,6 +27,9 @@ struct Covered {
     enrolled: HashMap<PathBuf, u64>,
     /// Ids of cgroups that could not be covered, and of which that was said.
     uncovered: HashSet<u64>,
+    /// Cgroups of pods and containers that are covered, and the trees below which such may be.
+    pods: HashSet<PathBuf>,
+    trees: Vec<PathBuf>,
 }
 
 impl Cover {
@@ -36,6 +39,8 @@ impl Cover {
             redirect,
             enrolled: HashMap::new(),
             uncovered: HashSet::new(),
+            pods: HashSet::new(),
+            trees: Vec::new(),
         })))
     }
 
@@ -65,11 +70,46 @@ impl Cover {
             .enrolled
             .retain(|directory, _| directories.contains(directory));
         for directory in covered.redirect.attached() {
-            if !directories.contains(&directory) {
+            if !directories.contains(&directory) && !covered.pods.contains(&directory) {
                 covered.redirect.detach(&directory)?;
             }
         }
         covered.redirect.retire_stale().map(drop)
+    }
+
+    /// Where [`cover_pod`](Self::cover_pod) may attach; what was covered elsewhere is let go of by the next
+    /// [`keep_only`](Self::keep_only).
+    pub(super) fn set_trees(&self, trees: &[PathBuf]) {
+        let mut covered = self.lock();
+        covered.trees = trees.to_vec();
+        let Covered { pods, trees, .. } = &mut *covered;
+        pods.retain(|pod| is_below(pod, trees));
+    }
+
+    /// Attaches to one cgroup below the trees.
+    pub(super) fn cover_pod(&self, directory: &Path) -> Result<(), redirect::Error> {
+        let mut covered = self.lock();
+        if !is_below(directory, &covered.trees) {
+            return Err(redirect::Error::NotCgroup2(directory.to_owned()));
+        }
+        covered.redirect.attach(directory)?;
+        covered.pods.insert(directory.to_owned());
+        Ok(())
+    }
+
+    /// Detaches from it; one that is not covered is fine.
+    pub(super) fn uncover_pod(&self, directory: &Path) -> Result<(), redirect::Error> {
+        let mut covered = self.lock();
+        if covered.pods.contains(directory) {
+            covered.redirect.detach(directory)?;
+            covered.pods.remove(directory);
+        }
+        Ok(())
+    }
+
+    /// Whether a successor does all this.
+    pub(super) fn is_retired(&self) -> bool {
+        self.lock().handles.is_retired()
     }
 
     /// Starts a thread that attaches to enrolled cgroups as soon as they are made again, until a successor does.
@@ -126,6 +166,16 @@ impl Cover {
     }
 }
 
+/// Strictly, and by plain parts: what is asked for may be chosen by somebody else.
+fn is_below(directory: &Path, trees: &[PathBuf]) -> bool {
+    use std::path::Component;
+    let plain = |part| matches!(part, Component::Normal(_));
+    trees.iter().any(|tree| {
+        let below = directory.strip_prefix(tree);
+        below.is_ok_and(|below| below.components().count() > 0 && below.components().all(plain))
+    })
+}
+
 impl Covered {
     /// Attaches to enrolled cgroups that were made again: service managers remove a service's cgroup when it
     /// stops, and the programs go with it.
@@ -164,5 +214,28 @@ fn wait(events: Option<&Inotify>) {
     // What happened does not matter: all enrolled directories are looked at.
     if poll(&mut fds, limit).is_ok_and(|ready| ready > 0) {
         while events.read_events().is_ok() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_below_a_tree_is_a_pods() {
+        let trees = [PathBuf::from("/sys/fs/cgroup/kubepods")];
+        let below = |path: &str| is_below(Path::new(path), &trees);
+        assert!(below("/sys/fs/cgroup/kubepods/burstable/podx"));
+        for path in [
+            "/sys/fs/cgroup/kubepods",
+            "/sys/fs/cgroup/kubepods/../system.slice",
+            "/sys/fs/cgroup/system.slice",
+            "/sys/fs/cgroup/kubepodsx/a",
+            "kubepods/a",
+            "/",
+        ] {
+            assert!(!below(path), "{path}");
+        }
+        assert!(!is_below(Path::new("/a"), &[]));
     }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::pods::is_pods_tree;
 use crate::commands::own_cgroup;
 use crate::config::{Config, Intercept};
 use crate::redirect;
@@ -22,7 +23,21 @@ pub(super) fn agent_cgroup(mount: &Path, enrolled: &[PathBuf]) -> Result<Option<
     Ok(None)
 }
 
-pub(super) fn directories(file: &Path, intercept: &Intercept, mount: &Path) -> Result<Vec<PathBuf>, Error> {
+/// The enrolled directories.
+pub(super) struct Enrolled {
+    /// Covered whole.
+    pub fixed: Vec<PathBuf>,
+    /// Those below which pods are covered one by one.
+    pub trees: Vec<PathBuf>,
+}
+
+/// `pods`: whether it is known which pods are enrolled.
+pub(super) fn directories(
+    file: &Path,
+    intercept: &Intercept,
+    mount: &Path,
+    pods: bool,
+) -> Result<Enrolled, Error> {
     if intercept.cgroups.is_empty() {
         return Err(Error::NoCgroups {
             file: file.to_owned(),
@@ -40,7 +55,16 @@ pub(super) fn directories(file: &Path, intercept: &Intercept, mount: &Path) -> R
             })
         }
     };
-    intercept.cgroups.iter().map(directory).collect()
+    let (mut fixed, mut trees) = (Vec::new(), Vec::new());
+    for path in &intercept.cgroups {
+        let kind = if pods && is_pods_tree(path) {
+            &mut trees
+        } else {
+            &mut fixed
+        };
+        kind.push(directory(path)?);
+    }
+    Ok(Enrolled { fixed, trees })
 }
 
 /// Exposed for `check`: whether every enrolled cgroup is there.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{Config, Install};
-use crate::{audit, traces};
+use crate::{audit, kubernetes, traces};
 
 #[derive(PartialEq)]
 pub(super) struct Settled {
@@ -18,6 +18,7 @@ pub(super) struct Settled {
     pub(super) audit: Option<audit::Settings>,
     pub(super) traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub(super) trust: (Install, PathBuf, bool),
+    pub(super) kubernetes: Option<String>,
 }
 
 impl Settled {
@@ -31,6 +32,7 @@ impl Settled {
             ca_dir: config.ca_dir.clone(),
             audit: config.audit.clone(),
             traces: config.traces.clone(),
+            kubernetes: config.kubernetes.as_ref().map(kubernetes::Settings::summary),
             trust: (config.trust.install, config.trust.dir.clone(), config.trust.host),
         }
     }

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::agent::Agent;
 use crate::control::{Control, LogFilter, Status};
+use crate::kubernetes::Health;
 use crate::metrics::Metrics;
 use crate::redirect::{self, Handles};
 use crate::strays;
@@ -17,12 +18,20 @@ use crate::workload::Workloads;
 /// What the daemon says of itself.
 pub(super) type Said = Arc<dyn Fn() -> Status + Send + Sync>;
 
+/// How the daemon is doing, for those who look.
+#[derive(Clone)]
+pub(super) struct Doing {
+    pub ready: Arc<AtomicBool>,
+    /// None: no API server is followed.
+    pub watched: Option<Arc<Health>>,
+}
+
 pub(super) fn status(
     agent: &Agent,
     handles: Handles,
     workloads: Arc<Workloads>,
     metrics: Metrics,
-    ready: Arc<AtomicBool>,
+    doing: Doing,
 ) -> Said {
     let started = Instant::now();
     let (listeners, current, cached) = (agent.listeners(), agent.current().clone(), agent.tokens().clone());
@@ -30,7 +39,7 @@ pub(super) fn status(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         bpf_sha256: redirect::object_sha256().map(str::to_owned),
         pid: std::process::id(),
-        ready: ready.load(Ordering::Relaxed),
+        ready: doing.ready.load(Ordering::Relaxed),
         uptime_s: started.elapsed().as_secs(),
         listeners: std::iter::once(listeners.v4)
             .chain(listeners.v6)
@@ -47,6 +56,7 @@ pub(super) fn status(
         cached_tokens: cached.len(),
         uncaptured_connections: strays::count(&metrics),
         narrowing: handles.narrowing(),
+        kubernetes: doing.watched.as_ref().map(|health| health.status()),
         kernel: handles
             .counters()
             .into_iter()

@@ -4,12 +4,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinHandle;
 
-use super::{Cover, Error, INSTANCE, Settled, agent_cgroup, kernel_policy, socket};
+use super::{Cover, Doing, Error, INSTANCE, Settled, agent_cgroup, kernel_policy, socket};
 use crate::admin::{self, Admin};
 use crate::agent::{Agent, Inheritance, Wiring};
 use crate::commands::{PIN_ROOT, RUN_DIR, explained, kernel_half};
@@ -171,7 +170,7 @@ impl Sockets {
         handles: Handles,
         workloads: Arc<Workloads>,
         metrics: Metrics,
-        ready: Arc<AtomicBool>,
+        doing: Doing,
         log: LogFilter,
     ) -> Result<Local, Error> {
         let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Descriptor);
@@ -181,7 +180,7 @@ impl Sockets {
             handles.clone(),
             workloads.clone(),
             metrics.clone(),
-            ready.clone(),
+            doing.clone(),
         );
         let mut local = Local {
             tasks: Vec::new(),
@@ -196,7 +195,7 @@ impl Sockets {
             let view = move || View::of(shown(), flows.follow().0, processes.known());
             let admin = Admin {
                 metrics: metrics.clone(),
-                ready,
+                ready: doing.ready,
                 more: Arc::new(move || handles.counters()),
                 keys: Arc::new(move || Some(current.load().keysets.clone())),
                 page: self.page.then(|| Arc::new(view) as _),

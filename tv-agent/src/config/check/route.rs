@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 use super::super::{Error, VaultConfig, VerifierConfig, raw};
 use super::Checker;
 use crate::policy::credentials::Issuer;
-use crate::policy::{Hint, HostPattern, OnUntrusted, Route, Verify};
+use crate::policy::{Hint, HostPattern, OnUntrusted, Route, Verify, Wanted};
 use crate::sign;
 use crate::token::VaultSettings;
 use crate::token::settings::{Kind, Place, VaultSubject};
@@ -84,6 +84,7 @@ impl Checker<'_> {
         let workloads = workloads
             .map(|at| self.selector(&key("workloads"), at))
             .collect::<Result<Vec<_>, _>>()?;
+        let connection_override = self.overrides(&raw.name.value, &wanted, &raw.connection_override)?;
         Ok(Route {
             name: name.as_str().into(),
             hosts,
@@ -95,7 +96,25 @@ impl Checker<'_> {
             on_untrusted: raw.on_untrusted.unwrap_or(on_untrusted),
             credentials,
             workloads,
+            connection_override,
         })
+    }
+
+    /// A pod can choose only where there is something to choose.
+    fn overrides(&self, name: &str, wanted: &Wanted, list: &[Spanned<String>]) -> Result<Vec<String>, Error> {
+        let key = format!("routes.{name}.connection_override");
+        for at in list {
+            if at.value.is_empty() {
+                let problem = "is empty; allowed: a connection's name, with * for any part of it";
+                return Err(self.value(&key, at, "", problem));
+            }
+            if wanted.connection.is_none() {
+                let problem =
+                    "does nothing on a route that names no connection; allowed: connection beside it";
+                return Err(self.value(&key, at, &at.value, problem));
+            }
+        }
+        Ok(list.iter().map(|at| at.value.clone()).collect())
     }
 
     /// A claim of a token that nobody verified is whatever the caller wrote.

@@ -30,6 +30,9 @@ fn cart() -> Workload {
     let labels = [("app", "cart"), ("tier", "web")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     Workload {
         pod: Some(Arc::new(Pod {
+            annotations: Default::default(),
+            containers: Default::default(),
+            prefix: crate::workload::DEFAULT_PREFIX.into(),
             namespace: "shop".into(),
             name: "cart-0".into(),
             service_account: "cart".into(),
