@@ -78,9 +78,7 @@ pub static RELEASES: LazyLock<Vec<(&'static str, Release)>> = LazyLock::new(|| {
         ("webhook", plain(webhook(json!({})))),
         (
             "webhook-all",
-            plain(webhook(json!({
-                "enrol": "all",
-                "prefix": "agent.example",
+            plain(all_pods(webhook(json!({
                 "configMap": "roots",
                 "replicas": 3,
                 "excludedNamespaces": ["kube-system", "tv-agent"],
@@ -88,7 +86,7 @@ pub static RELEASES: LazyLock<Vec<(&'static str, Release)>> = LazyLock::new(|| {
                 "publicRoots": {"configMap": "public"},
                 "certificate": {"secret": "webhook-tls", "injectFrom": "tv-agent/webhook"},
                 "tolerations": [{"operator": "Exists"}],
-            }))),
+            })))),
         ),
         (
             "webhook-sibling",
@@ -113,6 +111,11 @@ fn webhook(values: Value) -> Value {
     let mut all = json!({"ca": {"existingSecret": "tv-agent-root"}, "webhook": values});
     all["webhook"]["enabled"] = true.into();
     all
+}
+
+fn all_pods(mut values: Value) -> Value {
+    values["kubernetes"] = json!({"enrol": "all", "prefix": "agent.example"});
+    values
 }
 
 /// What a mistake in the values has to be told as.
@@ -154,7 +157,7 @@ pub static MISTAKES: LazyLock<Vec<(Value, &'static str)>> = LazyLock::new(|| {
         ),
         (webhook(json!({"timeoutSeconds": 31})), "/webhook/timeoutSeconds"),
         (webhook(json!({"mountPath": "run"})), "/webhook/mountPath"),
-        (webhook(json!({"prefix": "a/b"})), "/webhook/prefix"),
+        (json!({"kubernetes": {"prefix": "a/b"}}), "/kubernetes/prefix"),
     ]
 });
 

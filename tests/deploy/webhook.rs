@@ -13,8 +13,8 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde_json::{Value, json};
 use tv_agent::cli::{Cli, Command};
+use tv_agent::kubernetes::SIDECARS;
 use tv_agent::webhook::Settings;
-use tv_agent::webhook::asked::SIDECARS;
 use tv_agent::webhook::needs::VARIABLES;
 
 use crate::support::{objects, only, rendered};
@@ -82,7 +82,7 @@ fn it_reads_the_configuration_and_the_command_line_that_it_is_given() {
         assert!(grace > (settings.drain + settings.pace.linger).as_secs());
     }
     assert_eq!(settings("webhook-all").book.rules.prefix, "agent.example");
-    assert!(settings("webhook-all").book.rules.unsaid && !settings("webhook").book.rules.unsaid);
+    assert!(settings("webhook-all").book.rules.unsaid() && !settings("webhook").book.rules.unsaid());
 }
 
 #[test]

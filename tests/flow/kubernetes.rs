@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tv_agent::dial::{Dialer, Unflagged};
 use tv_agent::kubernetes::{
-    Enrol, Material, Node, Note, Orders, Pace, Reason, Server, Settings, Unknown, probe,
+    Enrol, Material, Node, Note, Orders, Pace, Reason, Rules, Server, Settings, Unknown, probe,
 };
 use tv_agent::metrics::Metrics;
 use tv_agent::secret::Secret;
@@ -32,10 +32,12 @@ fn settings(api: &ApiServer, pki: Option<&Pki>, token: Option<&str>) -> Settings
             ca: pki.map(|pki| inline(pki.root_pem())),
             identity: None,
         },
-        prefix: "tv-agent.io".into(),
-        enrol: Enrol::Asked,
+        rules: Rules {
+            prefix: "tv-agent.io".into(),
+            enrol: Enrol::Asked,
+            exclude: Default::default(),
+        },
         unknown: Unknown::Enrol,
-        exclude: Default::default(),
         events: true,
         pace: Pace {
             answer: Duration::from_millis(500),

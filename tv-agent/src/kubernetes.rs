@@ -12,6 +12,7 @@ use crate::dial::Dialer;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
 
+mod asked;
 mod backoff;
 mod client;
 mod credentials;
@@ -27,6 +28,7 @@ mod settings;
 mod table;
 mod watch;
 
+pub use asked::{Asked, Asking, Enrol, Rules, SIDECARS, asked};
 pub use client::{Error as ClientError, Gate};
 pub use credentials::{Credentials, Error as CredentialsError, read as read_credentials};
 pub use enrol::{Decision, Order, Orders};
@@ -35,7 +37,7 @@ pub use health::{Feed, Health, Status};
 pub use kubeconfig::{Error as KubeconfigError, server as server_of};
 pub use notes::{Note, Reason};
 pub use probe::probe;
-pub use settings::{Enrol, Material, Pace, Server, Settings, Unknown, in_cluster};
+pub use settings::{Material, Pace, Server, Settings, Unknown, in_cluster};
 pub use table::Table;
 
 /// The watch of one node, running. Dropped, it ends; what is known stays.

@@ -3,7 +3,6 @@
 //! `asked` and `needs` decide without knowing who asks them: a plugin of the container runtime (NRI) can ask the same.
 //! `review` and `patch` speak the API server's language, `server` serves it, `keeper` keeps the ConfigMaps.
 
-pub mod asked;
 pub mod needs;
 pub mod patch;
 pub mod review;

@@ -93,7 +93,7 @@ const PURE: &[&str] = &[
     "tv-agent/src/token/when.rs",
     "tv-agent/src/verify/claims.rs",
     "tv-agent/src/oidc/json.rs",
-    "tv-agent/src/webhook/asked.rs",
+    "tv-agent/src/kubernetes/asked.rs",
     "tv-agent/src/webhook/known.rs",
     "tv-agent/src/webhook/needs.rs",
     "tv-agent/src/webhook/patch.rs",

@@ -91,7 +91,7 @@ fn caller(args: &ExplainArgs, config: &Config) -> Workload {
             prefix: config
                 .kubernetes
                 .as_ref()
-                .map_or(DEFAULT_PREFIX, |kubernetes| &kubernetes.prefix)
+                .map_or(DEFAULT_PREFIX, |kubernetes| &kubernetes.rules.prefix)
                 .to_owned(),
         })),
         None => {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::asked::{Asked, Asking, Rules, asked};
 use super::objects::Seen;
-use super::settings::{Enrol, Settings};
 
 /// What is to be covered of the pods of this node: all that the kernel half is told.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,61 +36,29 @@ pub struct Decision {
 }
 
 /// `namespace`: None when it is not known; else the value of its label.
-pub fn decide(pod: &Seen, namespace: Option<Option<&str>>, settings: &Settings) -> Decision {
-    let mut warnings = Vec::new();
-    let key = |name: &str| format!("{}/{name}", settings.prefix);
-    let enrol = key("enrol");
-    let unsaid = settings.enrol == Enrol::All;
-    let own = [pod.labels.get(&enrol), pod.annotations.get(&enrol)];
-    let own: BTreeSet<&str> = own.into_iter().flatten().map(String::as_str).collect();
-    let mut read = |value: &str, of: &str| match value {
-        "true" => true,
-        "false" => false,
-        other => {
-            warnings.push(format!(
-                "{enrol} of the {of} is {other:.64?}; allowed: \"true\" or \"false\". The {of} counts as one that \
-                 does not say"
-            ));
-            unsaid
-        }
+pub fn decide(pod: &Seen, namespace: Option<Option<&str>>, rules: &Rules) -> Decision {
+    let asking = Asking {
+        labels: &pod.labels,
+        annotations: &pod.annotations,
+        host_network: pod.host_network,
+        containers: &pod.names.iter().map(String::as_str).collect(),
     };
-    let own: Vec<&str> = own.into_iter().collect();
-    let enrolled = match own[..] {
-        _ if pod.terminated => Some(false),
-        [said] => Some(read(said, "pod")),
-        [_, _, ..] => {
-            warnings.push(format!(
-                "the pod's label and annotation {enrol} contradict each other; give one of them"
-            ));
-            Some(unsaid)
-        }
-        // The node's own services live there, this agent among them: they have to ask themselves.
-        [] if pod.host_network => Some(false),
-        [] => match namespace {
-            Some(Some(said)) => Some(read(said, "namespace")),
-            Some(None) => Some(unsaid),
-            None => None,
-        },
+    let Asked {
+        enrol,
+        exclude,
+        mut warnings,
+    } = asked(asking, rules);
+    let mut by_namespace = || match namespace? {
+        Some(said) => Some(rules.said(said, "namespace", &mut warnings)),
+        None => Some(rules.unsaid()),
     };
-    let mut exclude: BTreeSet<String> = settings
-        .exclude
-        .iter()
-        .filter(|name| pod.names.contains(name))
-        .cloned()
-        .collect();
-    let more = key("exclude-containers");
-    for name in pod.annotations.get(&more).iter().flat_map(|list| list.split(',')) {
-        let name = name.trim();
-        if pod.names.iter().any(|known| known == name) {
-            exclude.insert(name.to_owned());
-        } else if !name.is_empty() {
-            warnings.push(format!(
-                "{more} names {name:.64?}, which is no container of this pod; nothing is left alone by it"
-            ));
-        }
-    }
+    let enrol = if pod.terminated {
+        Some(false)
+    } else {
+        enrol.or_else(&mut by_namespace)
+    };
     Decision {
-        enrol: enrolled,
+        enrol,
         exclude,
         warnings,
     }
@@ -109,27 +77,14 @@ pub fn order(pod: &Seen, decision: &Decision) -> Option<Order> {
 
 #[cfg(test)]
 mod tests {
-    use url::Url;
-
     use super::*;
-    use crate::kubernetes::settings::{Pace, Server, Unknown};
+    use crate::kubernetes::asked::Enrol;
 
-    fn settings(enrol: Enrol) -> Settings {
-        Settings {
-            node: "n1".into(),
-            server: Server {
-                url: Url::parse("https://127.0.0.1").unwrap(),
-                name: None,
-                token: None,
-                ca: None,
-                identity: None,
-            },
+    fn rules(enrol: Enrol) -> Rules {
+        Rules {
             prefix: "tv-agent.io".into(),
             enrol,
-            unknown: Unknown::Enrol,
             exclude: ["istio-proxy".to_owned()].into(),
-            events: true,
-            pace: Pace::default(),
         }
     }
 
@@ -171,7 +126,7 @@ mod tests {
                 ..Seen::default()
             };
             for (mode, wanted) in [(Enrol::Asked, asked), (Enrol::All, all)] {
-                let decision = decide(&pod, namespace, &settings(mode));
+                let decision = decide(&pod, namespace, &rules(mode));
                 assert_eq!(
                     decision.enrol, wanted,
                     "{label:?} {annotation:?} {namespace:?} {mode:?}"
@@ -182,15 +137,12 @@ mod tests {
                 terminated: true,
                 ..pod.clone()
             };
-            assert_eq!(
-                decide(&ended, namespace, &settings(Enrol::All)).enrol,
-                Some(false)
-            );
+            assert_eq!(decide(&ended, namespace, &rules(Enrol::All)).enrol, Some(false));
             let host = Seen {
                 host_network: true,
                 ..pod
             };
-            let decision = decide(&host, Some(Some("true")), &settings(Enrol::All));
+            let decision = decide(&host, Some(Some("true")), &rules(Enrol::All));
             let itself = label.or(annotation).is_some();
             assert_eq!(
                 decision.enrol,
@@ -210,7 +162,7 @@ mod tests {
             containers: map(&[(&a, "app"), (&b, "logs")]),
             ..Seen::default()
         };
-        let decision = decide(&pod, None, &settings(Enrol::Asked));
+        let decision = decide(&pod, None, &rules(Enrol::Asked));
         let names = ["istio-proxy", "logs"].map(str::to_owned);
         assert_eq!(decision.exclude, names.into());
         assert!(
@@ -225,7 +177,7 @@ mod tests {
         );
         pod.names = vec!["app".into()];
         pod.annotations.clear();
-        let decision = decide(&pod, None, &settings(Enrol::Asked));
+        let decision = decide(&pod, None, &rules(Enrol::Asked));
         assert!(!super::order(&pod, &decision).unwrap().apart);
     }
 }

@@ -1,12 +1,12 @@
 //! The settings of the watch: plain data.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use url::Url;
 
+use super::asked::Rules;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -14,12 +14,8 @@ pub struct Settings {
     /// This node's name, as its pods name it (`spec.nodeName`).
     pub node: String,
     pub server: Server,
-    /// Of labels and annotations, without the slash.
-    pub prefix: String,
-    pub enrol: Enrol,
+    pub rules: Rules,
     pub unknown: Unknown,
-    /// Names of containers that are left alone in every pod.
-    pub exclude: BTreeSet<String>,
     pub events: bool,
     pub pace: Pace,
 }
@@ -30,29 +26,13 @@ impl Settings {
         let Self {
             node,
             server,
-            prefix,
-            enrol,
+            rules,
             unknown,
-            exclude,
             events,
             ..
         } = self;
-        format!(
-            "{node} {} {prefix} {enrol:?} {unknown:?} {exclude:?} {events}",
-            server.url
-        )
+        format!("{node} {} {rules:?} {unknown:?} {events}", server.url)
     }
-}
-
-/// Which pods are enrolled.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Enrol {
-    /// Those that ask, or whose namespace does.
-    #[default]
-    Asked,
-    /// Those that do not say no.
-    All,
 }
 
 /// What becomes of a pod of which nothing is known yet.

@@ -86,7 +86,7 @@ impl Table {
     /// Takes an object of a list.
     pub fn list(&self, listing: &mut Listing, json: &str) {
         let taken = match listing.resource {
-            Resource::Pods => objects::pod(json, &self.settings.prefix).and_then(|seen| {
+            Resource::Pods => objects::pod(json, &self.settings.rules.prefix).and_then(|seen| {
                 room(
                     listing.pods.len(),
                     listing.pods.contains_key(&seen.uid),
@@ -95,7 +95,7 @@ impl Table {
                 listing.pods.insert(seen.uid.clone(), seen);
                 Ok(())
             }),
-            Resource::Namespaces => objects::namespace(json, &self.settings.prefix).and_then(|seen| {
+            Resource::Namespaces => objects::namespace(json, &self.settings.rules.prefix).and_then(|seen| {
                 let known = listing.namespaces.contains_key(&seen.name);
                 room(listing.namespaces.len(), known, limits::NAMESPACES_KNOWN)?;
                 listing.namespaces.insert(seen.name, seen.enrol);
@@ -130,7 +130,7 @@ impl Table {
 
     /// Takes a change of one object.
     pub fn change(&self, resource: Resource, change: Change, json: &str) {
-        let prefix = &self.settings.prefix;
+        let prefix = &self.settings.rules.prefix;
         let taken = match resource {
             Resource::Pods => objects::pod(json, prefix).and_then(|seen| self.change_pod(change, seen)),
             Resource::Namespaces => {
@@ -189,7 +189,7 @@ impl Table {
             labels: seen.labels.clone(),
             annotations: seen.annotations.clone(),
             containers: seen.containers.clone(),
-            prefix: self.settings.prefix.clone(),
+            prefix: self.settings.rules.prefix.clone(),
         });
         let mut entry = Entry {
             seen,
@@ -212,7 +212,7 @@ impl Table {
 
     fn decide(&self, namespaces: &HashMap<String, Option<String>>, entry: &mut Entry) {
         let namespace = namespaces.get(&entry.seen.namespace).map(Option::as_deref);
-        let decision = enrol::decide(&entry.seen, namespace, &self.settings);
+        let decision = enrol::decide(&entry.seen, namespace, &self.settings.rules);
         entry.order = enrol::order(&entry.seen, &decision);
         for text in &decision.warnings {
             if !entry.warnings.contains(text) {

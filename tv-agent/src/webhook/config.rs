@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::Pace;
-use super::asked::{Rules, SIDECARS};
 use super::needs::{Plan, VARIABLES};
 use super::patch::Rulebook;
 use crate::config::{Error, explain};
+use crate::kubernetes::{Enrol, Rules, SIDECARS};
 use crate::limits;
 use crate::trust::env;
 
@@ -74,14 +74,6 @@ struct Kubernetes {
     prefix: Option<Spanned<String>>,
     enrol: Enrol,
     exclude_containers: Option<BTreeSet<String>>,
-}
-
-#[derive(Deserialize, Clone, Copy, Default, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-enum Enrol {
-    #[default]
-    Asked,
-    All,
 }
 
 impl Settings {
@@ -162,7 +154,7 @@ impl Checker<'_> {
             book: Rulebook {
                 rules: Rules {
                     prefix,
-                    unsaid: kubernetes.enrol == Enrol::All,
+                    enrol: kubernetes.enrol,
                     exclude: kubernetes
                         .exclude_containers
                         .unwrap_or_else(|| SIDECARS.map(str::to_owned).into()),
@@ -264,7 +256,7 @@ mod tests {
         assert_eq!(settings.book.config_map, "tv-agent-ca");
         assert_eq!(settings.book.plan.path, Path::new("/run/tv-agent/ca"));
         assert_eq!(settings.book.plan.variables, VARIABLES);
-        assert!(settings.book.rules.exclude.contains("istio-proxy") && !settings.book.rules.unsaid);
+        assert!(settings.book.rules.exclude.contains("istio-proxy") && !settings.book.rules.unsaid());
     }
 
     #[test]
@@ -278,7 +270,7 @@ mod tests {
         assert_eq!(settings.listen.port(), 1);
         assert_eq!(settings.metrics.port(), 2);
         assert_eq!(settings.book.rules.prefix, "a.example");
-        assert!(settings.book.rules.unsaid);
+        assert!(settings.book.rules.unsaid());
         assert_eq!(settings.book.rules.exclude, ["x".to_owned()].into());
         assert_eq!(settings.book.plan.variables, ["SSL_CERT_FILE"]);
         assert_eq!(settings.drain, Duration::ZERO);

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::asked::{Asking, Rules, asked};
+use crate::kubernetes::{Asking, Rules, asked};
+
 use super::needs::{Left, Mounted, Plan, Seen, needs};
 
 /// The volume's name in pods, unless something else is called so.
@@ -137,11 +138,10 @@ pub fn decide(pod: &Pod, namespace: bool, book: &Rulebook, roots: &str) -> Decis
             host_network: pod.spec.host_network.unwrap_or_default(),
             containers: &containers.iter().map(|(_, _, it)| it.name.as_str()).collect(),
         },
-        namespace,
         &book.rules,
     );
     let mut warnings = asked.warnings;
-    if !asked.enrol {
+    if !asked.enrol.unwrap_or(namespace) {
         return unchanged(Unchanged::NotAsked, warnings);
     }
     let volumes = pod.spec.volumes.as_deref();

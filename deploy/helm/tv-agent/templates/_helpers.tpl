@@ -194,10 +194,10 @@ roots: [/etc/tv-agent-roots]
 public_roots: /etc/tv-agent-public/{{ $webhook.publicRoots.key }}
 {{- end }}
 kubernetes:
-  prefix: {{ $webhook.prefix }}
-  enrol: {{ $webhook.enrol }}
+  prefix: {{ .Values.kubernetes.prefix }}
+  enrol: {{ .Values.kubernetes.enrol }}
   exclude_containers:
-    {{- toYaml $webhook.excludeContainers | nindent 4 }}
+    {{- toYaml .Values.kubernetes.excludeContainers | nindent 4 }}
 config_map: {{ include "tv-agent.webhookConfigMap" . }}
 mount_path: {{ $webhook.mountPath }}
 variables:

@@ -8,18 +8,8 @@ use url::Url;
 use super::super::Error;
 use super::super::raw::kubernetes as raw;
 use super::Checker;
-use crate::kubernetes::{self, Material, Server, Settings};
+use crate::kubernetes::{self, Material, Rules, SIDECARS, Server, Settings};
 use crate::workload::DEFAULT_PREFIX;
-
-/// Of service meshes, which have connections of their own.
-const MESHES: [&str; 6] = [
-    "istio-proxy",
-    "istio-init",
-    "istio-validation",
-    "linkerd-proxy",
-    "linkerd-init",
-    "linkerd-network-validator",
-];
 
 impl Checker<'_> {
     pub(super) fn kubernetes(&self, at: Spanned<raw::Kubernetes>) -> Result<Settings, Error> {
@@ -58,15 +48,17 @@ impl Checker<'_> {
                 });
                 names.collect::<Result<_, _>>()?
             }
-            None => MESHES.map(str::to_owned).into(),
+            None => SIDECARS.map(str::to_owned).into(),
         };
         Ok(Settings {
             node,
             server,
-            prefix,
-            enrol: raw.enrol,
+            rules: Rules {
+                prefix,
+                enrol: raw.enrol,
+                exclude,
+            },
             unknown: raw.unknown,
-            exclude,
             events: raw.events.unwrap_or(true),
             pace: kubernetes::Pace::default(),
         })
@@ -169,18 +161,24 @@ mod tests {
         let config = parse("node: { env: NODE_NAME }\n  api_server: https://10.0.0.1:6443").unwrap();
         let settings = config.kubernetes.unwrap();
         assert_eq!(
-            (settings.node.as_str(), settings.prefix.as_str()),
+            (settings.node.as_str(), settings.rules.prefix.as_str()),
             ("n1.example", "tv-agent.io")
         );
-        assert_eq!((settings.enrol, settings.unknown), (Enrol::Asked, Unknown::Enrol));
-        assert!(settings.events && settings.exclude.contains("istio-proxy"));
+        assert_eq!(
+            (settings.rules.enrol, settings.unknown),
+            (Enrol::Asked, Unknown::Enrol)
+        );
+        assert!(settings.events && settings.rules.exclude.contains("istio-proxy"));
         let config = parse(
             "node: n2\n  api_server: https://a\n  token_file: /t\n  ca_file: /c\n  prefix: x.y\n  enrol: all\n  \
              unknown: leave\n  exclude_containers: [a]\n  events: false",
         );
         let settings = config.unwrap().kubernetes.unwrap();
-        assert_eq!((settings.enrol, settings.unknown), (Enrol::All, Unknown::Leave));
-        assert_eq!((settings.exclude.len(), settings.events), (1, false));
+        assert_eq!(
+            (settings.rules.enrol, settings.unknown),
+            (Enrol::All, Unknown::Leave)
+        );
+        assert_eq!((settings.rules.exclude.len(), settings.events), (1, false));
         assert!(
             parse("node: n2\n  api_server: http://127.0.0.1:8001").is_ok(),
             "a proxy of kubectl"

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::*;
+use crate::kubernetes::asked::{Enrol, Rules};
 use crate::kubernetes::notes;
-use crate::kubernetes::settings::{Enrol, Pace, Server, Unknown};
+use crate::kubernetes::settings::{Pace, Server, Unknown};
 
 fn table() -> (
     Table,
@@ -22,10 +23,12 @@ fn table() -> (
             ca: None,
             identity: None,
         },
-        prefix: "tv-agent.io".into(),
-        enrol: Enrol::Asked,
+        rules: Rules {
+            prefix: "tv-agent.io".into(),
+            enrol: Enrol::Asked,
+            exclude: Default::default(),
+        },
         unknown: Unknown::Enrol,
-        exclude: Default::default(),
         events: true,
         pace: Pace::default(),
     };

@@ -4,7 +4,7 @@ use json_patch::Patch;
 use proptest::prelude::*;
 
 use super::*;
-use crate::webhook::asked::SIDECARS;
+use crate::kubernetes::SIDECARS;
 use crate::webhook::needs::VARIABLES;
 
 const PATH: &str = "/run/tv-agent/ca";
@@ -13,7 +13,7 @@ fn book() -> Rulebook {
     Rulebook {
         rules: Rules {
             prefix: "tv-agent.io".to_owned(),
-            unsaid: false,
+            enrol: crate::kubernetes::Enrol::Asked,
             exclude: SIDECARS.map(str::to_owned).into(),
         },
         plan: Plan {

@@ -1,4 +1,4 @@
-//! Which pods get trust, and which of their containers are left alone: the node agent's rules. Pure.
+//! What labels and annotations ask for: the rules of the node agent and of the admission webhook. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Rules {
     /// Of labels and annotations, without the slash.
     pub prefix: String,
-    /// What counts where nobody says anything: `enrol: all`, or `asked`.
-    pub unsaid: bool,
+    pub enrol: Enrol,
     /// Names of containers that are left alone in every pod.
     pub exclude: BTreeSet<String>,
+}
+
+/// Which pods are enrolled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enrol {
+    /// Those that ask, or whose namespace does.
+    #[default]
+    Asked,
+    /// Those that do not say no.
+    All,
 }
 
 /// Sidecars of service meshes: they bring roots of their own, and what they send was a workload's before.
@@ -36,36 +46,57 @@ pub struct Asking<'a> {
 /// What was decided, and what is wrong with what the pod says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
-    pub enrol: bool,
+    /// None: it says nothing, so its namespace decides.
+    pub enrol: Option<bool>,
     /// Names of containers that are left alone.
     pub exclude: BTreeSet<String>,
     pub warnings: Vec<String>,
 }
 
-/// `namespace`: what is to become of a pod that says nothing of its own, by its namespace.
-pub fn asked(pod: Asking<'_>, namespace: bool, rules: &Rules) -> Asked {
+impl Rules {
+    /// For everybody who does not say.
+    pub fn unsaid(&self) -> bool {
+        self.enrol == Enrol::All
+    }
+
+    /// The label and annotation by which a pod or namespace is enrolled.
+    pub fn key(&self) -> String {
+        format!("{}/enrol", self.prefix)
+    }
+
+    /// What a `value` of [`key`](Self::key) means, of a pod or of a namespace.
+    pub fn said(&self, value: &str, of: &str, warnings: &mut Vec<String>) -> bool {
+        match value {
+            "true" => true,
+            "false" => false,
+            other => {
+                warnings.push(format!(
+                    "{} of the {of} is {other:.64?}; allowed: \"true\" or \"false\". The {of} counts as one that does \
+                     not say",
+                    self.key()
+                ));
+                self.unsaid()
+            }
+        }
+    }
+}
+
+pub fn asked(pod: Asking<'_>, rules: &Rules) -> Asked {
     let mut warnings = Vec::new();
-    let enrol = format!("{}/enrol", rules.prefix);
+    let enrol = rules.key();
     let own = [pod.labels.get(&enrol), pod.annotations.get(&enrol)];
     let own: BTreeSet<&str> = own.into_iter().flatten().map(String::as_str).collect();
     let own: Vec<&str> = own.into_iter().collect();
     let enrolled = match own[..] {
-        ["true"] => true,
-        ["false"] => false,
-        [other] => {
-            warnings.push(format!(
-                "{enrol} of the pod is {other:.64?}; allowed: \"true\" or \"false\""
-            ));
-            rules.unsaid
-        }
+        [said] => Some(rules.said(said, "pod", &mut warnings)),
         [_, _, ..] => {
             warnings.push(format!(
                 "the pod's label and annotation {enrol} contradict each other; give one of them"
             ));
-            rules.unsaid
+            Some(rules.unsaid())
         }
-        // The node's own services live there: they have to ask themselves.
-        [] => namespace && !pod.host_network,
+        // The node's own services live there, this agent among them: they have to ask themselves.
+        [] => pod.host_network.then_some(false),
     };
     let mut exclude: BTreeSet<String> = rules
         .exclude
@@ -80,7 +111,7 @@ pub fn asked(pod: Asking<'_>, namespace: bool, rules: &Rules) -> Asked {
             exclude.insert(name.to_owned());
         } else {
             warnings.push(format!(
-                "{more} names {name:.64?}, which is no container of this pod"
+                "{more} names {name:.64?}, which is no container of this pod; nothing is left alone by it"
             ));
         }
     }
@@ -102,49 +133,46 @@ mod tests {
         pairs.collect()
     }
 
-    fn rules(unsaid: bool) -> Rules {
+    fn rules(all: bool) -> Rules {
         Rules {
             prefix: "tv-agent.io".to_owned(),
-            unsaid,
+            enrol: if all { Enrol::All } else { Enrol::Asked },
             exclude: SIDECARS.map(str::to_owned).into(),
         }
     }
 
-    fn decide(labels: &[(&str, &str)], annotations: &[(&str, &str)], namespace: bool, unsaid: bool) -> Asked {
+    fn decide(labels: &[(&str, &str)], annotations: &[(&str, &str)], all: bool) -> Asked {
         let pod = Asking {
             labels: &map(labels),
             annotations: &map(annotations),
             host_network: false,
             containers: &["app", "logs", "istio-proxy"].into(),
         };
-        asked(pod, namespace, &rules(unsaid))
+        asked(pod, &rules(all))
     }
 
     #[test]
     fn the_pods_own_word_wins_over_its_namespaces() {
         const ENROL: &str = "tv-agent.io/enrol";
-        for (labels, annotations, namespace, unsaid, enrolled) in [
-            (&[][..], &[][..], true, false, true),
-            (&[], &[], false, false, false),
-            (&[(ENROL, "true")], &[], false, false, true),
-            (&[], &[(ENROL, "true")], false, false, true),
-            (&[(ENROL, "false")], &[], true, false, false),
-            (&[], &[(ENROL, "false")], true, true, false),
-            (&[(ENROL, "true")], &[(ENROL, "true")], false, false, true),
-            // Neither yes nor no: as if nobody had said anything.
-            (&[(ENROL, "yes")], &[], true, false, false),
-            (&[(ENROL, "yes")], &[], false, true, true),
-            (&[(ENROL, "true")], &[(ENROL, "false")], true, false, false),
-            (&[("other.io/enrol", "true")], &[], false, false, false),
+        for (labels, annotations, all, enrolled) in [
+            (&[][..], &[][..], false, None),
+            (&[], &[], true, None),
+            (&[(ENROL, "true")], &[], false, Some(true)),
+            (&[], &[(ENROL, "true")], false, Some(true)),
+            (&[(ENROL, "false")], &[], true, Some(false)),
+            (&[], &[(ENROL, "false")], true, Some(false)),
+            (&[(ENROL, "true")], &[(ENROL, "true")], false, Some(true)),
+            // Neither yes nor no: as if nobody had said anything, its namespace included.
+            (&[(ENROL, "yes")], &[], false, Some(false)),
+            (&[(ENROL, "yes")], &[], true, Some(true)),
+            (&[(ENROL, "true")], &[(ENROL, "false")], false, Some(false)),
+            (&[("other.io/enrol", "true")], &[], false, None),
         ] {
-            let asked = decide(labels, annotations, namespace, unsaid);
-            assert_eq!(
-                asked.enrol, enrolled,
-                "{labels:?} {annotations:?} {namespace} {unsaid}"
-            );
+            let asked = decide(labels, annotations, all);
+            assert_eq!(asked.enrol, enrolled, "{labels:?} {annotations:?} {all}");
         }
-        assert_eq!(decide(&[(ENROL, "yes")], &[], true, false).warnings.len(), 1);
-        let odd = decide(&[(ENROL, "true")], &[(ENROL, "false")], true, false);
+        assert_eq!(decide(&[(ENROL, "yes")], &[], false).warnings.len(), 1);
+        let odd = decide(&[(ENROL, "true")], &[(ENROL, "false")], false);
         assert!(odd.warnings[0].contains("contradict"));
     }
 
@@ -152,14 +180,14 @@ mod tests {
     fn pods_in_the_hosts_network_have_to_ask_themselves() {
         let empty = BTreeMap::new();
         let label = map(&[("tv-agent.io/enrol", "true")]);
-        for (labels, enrolled) in [(&empty, false), (&label, true)] {
+        for (labels, enrolled) in [(&empty, Some(false)), (&label, Some(true))] {
             let pod = Asking {
                 labels,
                 annotations: &empty,
                 host_network: true,
                 containers: &["app"].into(),
             };
-            assert_eq!(asked(pod, true, &rules(true)).enrol, enrolled);
+            assert_eq!(asked(pod, &rules(true)).enrol, enrolled);
         }
     }
 
@@ -168,7 +196,6 @@ mod tests {
         let asked = decide(
             &[],
             &[("tv-agent.io/exclude-containers", " logs,, nobody ")],
-            true,
             false,
         );
         assert_eq!(asked.exclude, ["istio-proxy", "logs"].map(str::to_owned).into());
