@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -79,10 +79,23 @@ impl Audit {
     /// # Errors
     /// When it cannot be opened now: better than at the first refusal.
     pub fn start(settings: &Settings, metrics: Metrics) -> Result<Self, Error> {
+        Self::through(settings, None, metrics)
+    }
+
+    /// The same with a file that is opened by `trail`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn through(
+        settings: &Settings,
+        trail: Option<Box<dyn Trail>>,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
         let sink: Box<dyn Sink> = match &settings.to {
             Destination::Stdout => Box::new(io::stdout()),
             Destination::File(path) => {
-                Box::new(Rotated::open(path.clone()).map_err(|source| Error::Open {
+                let trail = trail.unwrap_or_else(|| Box::new(AtPath(path.clone())));
+                Box::new(Rotated::open(trail).map_err(|source| Error::Open {
                     path: path.clone(),
                     source,
                 })?)
@@ -169,39 +182,65 @@ impl Sink for io::Stdout {
     }
 }
 
-/// A file that may be renamed away, and made anew, at any time.
+/// Device and inode of a file.
+pub type FileId = (u64, u64);
+
+/// A file that may be renamed away, and made anew, at any time; opened by another process where this one may not.
+pub trait Trail: Send {
+    /// The file as it is now, to append to; None when that is `known`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    fn opened(&self, known: Option<FileId>) -> io::Result<Option<File>>;
+}
+
+/// Opens it here.
+pub struct AtPath(pub PathBuf);
+
+impl Trail for AtPath {
+    fn opened(&self, known: Option<FileId>) -> io::Result<Option<File>> {
+        let now = std::fs::metadata(&self.0)
+            .ok()
+            .map(|facts| (facts.dev(), facts.ino()));
+        if known.is_some() && now == known {
+            return Ok(None);
+        }
+        let mut how = OpenOptions::new();
+        how.append(true).create(true).mode(0o640).open(&self.0).map(Some)
+    }
+}
+
 struct Rotated {
-    path: PathBuf,
+    trail: Box<dyn Trail>,
     file: File,
+    id: FileId,
 }
 
 impl Rotated {
-    fn open(path: PathBuf) -> io::Result<Self> {
-        let file = open(&path)?;
-        Ok(Self { path, file })
+    fn open(trail: Box<dyn Trail>) -> io::Result<Self> {
+        let file = trail.opened(None)?.ok_or(io::ErrorKind::NotFound)?;
+        let facts = file.metadata()?;
+        Ok(Self {
+            id: (facts.dev(), facts.ino()),
+            trail,
+            file,
+        })
     }
 
-    fn is_current(&self) -> bool {
-        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        matches!((self.file.metadata(), std::fs::metadata(&self.path)), (Ok(a), Ok(b)) if same(&a, &b))
+    fn look(&mut self) -> io::Result<()> {
+        if let Some(file) = self.trail.opened(Some(self.id))? {
+            let facts = file.metadata()?;
+            (self.id, self.file) = ((facts.dev(), facts.ino()), file);
+        }
+        Ok(())
     }
 }
 
 impl Sink for Rotated {
     fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
-        if !self.is_current() {
-            self.file = open(&self.path).map_err(|error| (0, error))?;
-        }
+        self.look().map_err(|error| (0, error))?;
         write_counted(&mut self.file, lines)
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
 }
 
 fn write_counted(out: &mut impl Write, lines: &[u8]) -> Result<(), (usize, io::Error)> {

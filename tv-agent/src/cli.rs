@@ -78,6 +78,9 @@ pub enum Command {
     /// Enters mount namespaces for the agent.
     #[command(name = "__trust-mount", hide = true)]
     TrustMount,
+    /// Serves connections for `run`.
+    #[command(name = "__data-path", hide = true)]
+    DataPath,
     /// The step between `exec` and its command.
     #[command(name = "__enter", hide = true)]
     Enter(EnterArgs),

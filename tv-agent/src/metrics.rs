@@ -12,9 +12,11 @@ use prometheus_client::registry::{Registry, Unit};
 
 mod identities;
 mod labels;
+mod merge;
 
 use identities::Identities;
 pub use labels::*;
+pub use merge::merged;
 
 /// Handles of all families. Cheap to clone.
 #[derive(Clone)]

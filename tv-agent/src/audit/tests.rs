@@ -1,6 +1,7 @@
 //! What is written, when, and what becomes of it where it cannot be.
 use super::*;
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Instant;
 

@@ -13,6 +13,7 @@ use crate::agent;
 use crate::ca::{self, Authority};
 use crate::cli::{CheckArgs, exit};
 use crate::config::{Config, SharedCache, VaultConfig, VerifierConfig};
+use crate::data_path;
 use crate::redirect;
 use crate::strays;
 use crate::token::{Vault, shared};
@@ -63,6 +64,10 @@ pub(super) async fn findings(config: Option<&Path>) -> Vec<Finding> {
             remedy: f.remedy.unwrap_or_default(),
         })
         .collect();
+    findings.push(match data_path::probe() {
+        Ok(detail) => Finding::good("privilege split", detail),
+        Err((detail, remedy)) => Finding::bad("privilege split", detail, remedy),
+    });
     findings.push(match strays::probe() {
         Ok(detail) => Finding::good("sock_diag", detail),
         Err((detail, remedy)) => Finding::bad("sock_diag", detail, remedy),

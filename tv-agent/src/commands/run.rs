@@ -1,46 +1,51 @@
 //! `tv-agent run`: the daemon.
 
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
-use crate::admin;
-use crate::agent::{self, Agent, Installer, Wiring};
-use crate::ca;
+use crate::agent::{self, Grounds, Inheritance, Installer, Means};
+use crate::audit::AtPath;
+use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
-use crate::config::{self, Intercept};
+use crate::config::Intercept;
 use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
 use crate::limits;
-use crate::metrics::{Metrics, ResultLabels};
-use crate::redirect::{self, Handles, Redirect};
-use crate::trust::Ledger;
-use crate::workload::Workloads;
+use crate::metrics::Metrics;
+use crate::phase::Phase;
+use crate::redirect::{Handles, Redirect};
+use crate::strays;
+use crate::trust::{Here, Ledger};
+use crate::warden::{self, Answers, DataPath, Naming, Orders, Signers, Spaces};
+use crate::workload::{Recognised, Workloads};
 
 mod authority;
 mod cover;
 mod ends;
 mod enrolled;
 mod host;
+mod error;
+mod facts;
+mod loaded;
+mod reload;
 mod settled;
-mod socket;
 mod takeover;
 
 use cover::Cover;
 use ends::Ends;
 pub use enrolled::missing_cgroups;
 use enrolled::{agent_cgroup, directories};
+use error::Error;
 pub use host::enter_cgroup_namespace;
+use loaded::Loaded;
 use settled::Settled;
 use takeover::{Begun, Local};
 
@@ -51,61 +56,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the configuration file is looked at. Its digest, not inotify: a ConfigMap is swapped by symlinks.
 const RELOAD: Duration = Duration::from_secs(2);
 
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Config(#[from] config::Error),
-    #[error(
-        "{}: intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads",
-        file.display()
-    )]
-    NoCgroups { file: PathBuf },
-    #[error(
-        "{}: intercept.cgroups: {path:?} does not exist below {}; create it, or correct the path",
-        file.display(), mount.display()
-    )]
-    NoSuchCgroup {
-        file: PathBuf,
-        path: String,
-        mount: PathBuf,
-    },
-    #[error("the agent itself runs in the enrolled cgroup {path}; start it in a cgroup of its own")]
-    OwnCgroup { path: String },
-    #[error(transparent)]
-    Ca(#[from] ca::Error),
-    #[error(transparent)]
-    Kernel(#[from] super::KernelHalf),
-    #[error(transparent)]
-    Redirect(#[from] redirect::Error),
-    #[error(transparent)]
-    Agent(#[from] agent::Error),
-    #[error(transparent)]
-    Admin(#[from] admin::Error),
-    #[error(transparent)]
-    Socket(#[from] crate::control::Error),
-    #[error(transparent)]
-    Mount(#[from] super::NoCgroup2),
-    #[error(transparent)]
-    Handover(#[from] handover::Error),
-    #[error(
-        "listen.port is {wanted}, and the running agent listens on {running}: sockets that are handed over keep their \
-         address; take it back, or stop the running agent first"
-    )]
-    OtherPort { wanted: u16, running: SocketAddr },
-    #[error("the running agent (process {pid}) lives in another network namespace; start this one there")]
-    Elsewhere { pid: i32 },
-    #[error("a socket cannot be handed over")]
-    Descriptor(#[source] io::Error),
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
-    #[error("cannot handle signals")]
-    Signals(#[source] io::Error),
-    #[error("cannot read /proc/self/cgroup")]
-    Cgroup(#[source] io::Error),
-}
-
-pub async fn run(args: &RunArgs, log: LogFilter) -> u8 {
-    match daemon(args, log).await {
+/// `options`: those of the log, for the data path.
+pub async fn run(args: &RunArgs, log: LogFilter, options: &[String]) -> u8 {
+    match daemon(args, log, options).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -125,7 +78,13 @@ pub async fn run(args: &RunArgs, log: LogFilter) -> u8 {
 struct Daemon {
     file: PathBuf,
     mount: PathBuf,
-    agent: Agent,
+    grounds: Grounds,
+    orders: Orders,
+    naming: Naming,
+    signers: Signers,
+    /// The CA in force, for those who install it.
+    authority: watch::Sender<Arc<Authority>>,
+    scope: Arc<ArcSwap<strays::Scope>>,
     cover: Cover,
     handles: Handles,
     workloads: Arc<Workloads>,
@@ -138,15 +97,17 @@ struct Daemon {
     refused: bool,
 }
 
-async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
+async fn daemon(args: &RunArgs, log: LogFilter, options: &[String]) -> Result<(), Error> {
     super::guard_memory();
+    let began = Instant::now();
     let file = &*args.config;
     let mut digest = digest_of(file);
-    let config = super::load(Some(file))?;
+    let Loaded { config, named, text } = Loaded::from(file)?;
     let mount = cgroup2_mount()?;
     let enrolled = directories(file, &config.intercept, &mount)?;
     let ca_digest = ca::digest(&config.ca_dir);
     let authority = authority::load(&config)?;
+    agent::check_permitted(&config, &authority)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let mut end = Ends::new().map_err(Error::Signals)?;
 
@@ -166,38 +127,86 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let wanted = watch::Sender::new(config.subtrees());
-    let ready = Arc::new(AtomicBool::new(false));
-    let wiring = Wiring {
-        origins: shared.clone(),
+    let naming = Naming::new(named);
+    let signers = Signers::new(authority.clone());
+    let listening = Arc::new(OnceLock::new());
+    let answers = Answers {
+        recognised: Recognised {
+            origins: shared.clone(),
+            workloads: workloads.clone(),
+        },
         own: shared.clone(),
-        namespaces: Some(shared.clone()),
-        narrow: Some(shared),
-        workloads: workloads.clone(),
-        authority,
-        installer: Installer::of(&config.trust),
-        metrics: metrics.clone(),
-        ledger: Ledger::default(),
-        listen_v4: (LISTEN_V4, settled.port).into(),
-        listen_v6: listen_v6(settled.port),
-    };
-    let sockets = sockets.complete(&settled).await?;
-    let cover = Cover::new(redirect);
-    let agent = match before {
-        None => Agent::start(config, wiring).await?,
-        Some(before) => before.follow(config, wiring, &cover, &enrolled, &mount).await?,
-    };
-    let local = sockets.serve(
-        &agent,
-        handles.clone(),
-        workloads.clone(),
-        metrics.clone(),
-        ready.clone(),
+        spaces: Spaces::default(),
+        signers: signers.clone(),
+        narrow: shared.clone(),
+        sight: {
+            let workloads = workloads.clone();
+            Here {
+                roots: Arc::new(move || workloads.roots()),
+            }
+        },
+        audit: naming.audit().map(AtPath),
+        naming: naming.clone(),
+        facts: facts::of(
+            began,
+            listening.clone(),
+            handles.clone(),
+            workloads.clone(),
+            metrics.clone(),
+        ),
         log,
-    )?;
+    };
+    let mut data_path = DataPath::start(Path::new("/proc/self/exe"), options, answers)?;
+    let orders = data_path.orders().clone();
+    orders
+        .begin(file, text.as_fd(), &authority, warden::home())
+        .await?;
+    let authority = watch::Sender::new(authority);
+    let scope = Arc::new(ArcSwap::from_pointee(agent::scope(&intercept)));
+    let ledger = Ledger::default();
+    tokio::spawn(orders.clone().follow(ledger.clone()));
+    let means = Means {
+        own: shared.clone(),
+        facts: Some(shared),
+        workloads: workloads.clone(),
+        installer: Installer::of(&config.trust),
+        ledger,
+        metrics: metrics.clone(),
+        authority: authority.subscribe(),
+        scope: {
+            let scope = scope.clone();
+            Arc::new(move || scope.load_full())
+        },
+        tell: orders.teller(),
+        serve: orders.server(),
+        // The data path has the connections to origins, and is told when a namespace is left.
+        sweep: Arc::new(|| {}),
+    };
+    let local = sockets.complete(&settled).await?;
+    let cover = Cover::new(redirect);
+    let grounds = match before {
+        None => {
+            let v4 = (LISTEN_V4, settled.port).into();
+            let inheritance = Inheritance::bind(&*means.own, v4, listen_v6(settled.port))?;
+            Grounds::open(inheritance, means)?
+        }
+        Some(before) => {
+            before
+                .follow(&intercept, means, &cover, &enrolled, &mount)
+                .await?
+        }
+    };
+    listening.get_or_init(|| grounds.listeners());
+    local.serve(&orders).await?;
     let mut daemon = Daemon {
         file: file.to_owned(),
         mount,
-        agent,
+        grounds,
+        orders,
+        naming,
+        signers,
+        authority,
+        scope,
         cover,
         handles,
         workloads,
@@ -223,29 +232,29 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         daemon.wanted.subscribe(),
         authorities,
     ));
-    ready.store(true, Ordering::Relaxed);
-    tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
+    daemon.orders.ready(true).await?;
+    tracing::info!(listen = %daemon.grounds.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
 
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let heartbeat = tokio::spawn(heartbeat(daemon.orders.clone(), daemon.handles.clone()));
     let mut look = tokio::time::interval(RELOAD);
     // While another agent takes over, what it was told stays so.
     let mut giving = false;
     let handed_over = loop {
         tokio::select! {
-            _ = heartbeat.tick() => beat(&daemon.handles, &daemon.agent),
+            error = data_path.ended() => return Err(error.into()),
             _ = look.tick(), if !giving => {
                 let now = digest_of(file);
                 // A file that cannot be read just now is being replaced: look again.
                 if now.is_some() && now != digest {
                     digest = now;
-                    daemon.reload();
+                    daemon.reload().await;
                 }
             }
             _ = hangup.recv(), if !giving => {
                 digest = digest_of(file);
-                daemon.reload();
+                daemon.reload().await;
             }
-            Some(authority) = renewed.recv(), if !giving => daemon.take_authority(authority),
+            Some(authority) = renewed.recv(), if !giving => daemon.take_authority(authority).await,
             Some(event) = asked.recv() => match event {
                 Event::Asked(reply) => {
                     giving = true;
@@ -254,7 +263,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
                 }
                 Event::Abandoned => {
                     giving = false;
-                    daemon.agent.keep().await;
+                    daemon.grounds.keep().await;
                     daemon.go_on();
                 }
                 Event::Taken => break true,
@@ -262,28 +271,32 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
             () = end.asked() => break false,
         }
     };
-    ready.store(false, Ordering::Relaxed);
-    let (drain, agent) = (daemon.settled.drain, daemon.agent);
-    let draining: Pin<Box<dyn Future<Output = ()>>> = if handed_over {
+    heartbeat.abort();
+    // One that is ending itself needs not be told.
+    let _ = daemon.orders.ready(false).await;
+    let (drain, grounds) = (daemon.settled.drain, daemon.grounds);
+    let phase = if handed_over {
         tracing::info!(?drain, "another agent has taken over; finishing what is open");
-        local.close().await;
+        // A successor answers there.
+        drop(local);
         daemon.cover.with(Redirect::leave);
         drop(kept);
-        Box::pin(agent.hand_over())
+        Phase::HandedOver
     } else {
         tracing::info!(
             ?drain,
             "stopping; enrolled workloads stay refused until an agent runs again, or `tv-agent cleanup`"
         );
-        Box::pin(agent.stop())
+        Phase::Ending
     };
     // Who has handed over is told to stop once in any case, by who supervises it.
     let mut told = !handed_over;
+    let draining = async { tokio::join!(data_path.end(handed_over), grounds.leave(phase)) };
     tokio::pin!(draining);
     let mut drained = false;
     while !drained || handed_over && args.linger && !told {
         tokio::select! {
-            () = &mut draining, if !drained => drained = true,
+            _ = &mut draining, if !drained => drained = true,
             () = end.asked() => {
                 if told {
                     tracing::warn!("told to stop again: ending at once");
@@ -302,7 +315,7 @@ impl Daemon {
     fn apply(&mut self, enrolled: &[PathBuf]) -> Result<(), Error> {
         let belt = agent_cgroup(&self.mount, enrolled)?;
         self.cover
-            .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
+            .apply(&kernel_policy(&self.intercept, self.grounds.listeners(), belt))?;
         self.handles.heartbeat()?;
         self.cover.attach(enrolled)?;
         self.cover.keep_only(enrolled)?;
@@ -312,7 +325,7 @@ impl Daemon {
 
     /// All that a successor needs.
     async fn estate(&self, door: &OwnedFd, local: &Local) -> Option<Estate> {
-        let inheritance = self.agent.bequeath().await?;
+        let inheritance = self.grounds.bequeath().await?;
         takeover::estate(&self.cover, door, local, inheritance)
             .inspect_err(|error| tracing::error!(%error, "cannot hand over"))
             .ok()
@@ -325,53 +338,18 @@ impl Daemon {
             tracing::error!("the kernel half: {}", chain(&error));
         }
     }
+}
 
-    /// Takes the file's new contents whole, or keeps the old configuration.
-    fn reload(&mut self) {
-        let result = match self.try_reload() {
-            Ok(()) => {
-                tracing::info!("configuration reloaded");
-                "ok"
-            }
-            Err(error) => {
-                tracing::error!(
-                    "the new configuration is refused, the old one stays: {}",
-                    chain(&error)
-                );
-                "refused"
-            }
-        };
-        self.refused = result == "refused";
-        self.metrics
-            .config_reloads
-            .get_or_create(&ResultLabels { result })
-            .inc();
-    }
-
-    fn try_reload(&mut self) -> Result<(), Error> {
-        let config = super::load(Some(&self.file))?;
-        let enrolled = directories(&self.file, &config.intercept, &self.mount)?;
-        agent_cgroup(&self.mount, &enrolled)?;
-        if Settled::of(&config) != self.settled {
-            tracing::warn!(
-                "listen, admin, audit, traces, ca.dir and trust take effect when the agent is restarted"
-            );
+/// Tells the kernel half that the agent lives for as long as both processes do, and answer each other.
+async fn heartbeat(orders: Orders, handles: Handles) {
+    let mut tick = tokio::time::interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match orders.beat().await {
+            Ok(()) => beat(&handles),
+            Err(error) => tracing::error!("{}", chain(&error)),
         }
-        let intercept = config.intercept.clone();
-        let wanted = config.subtrees();
-        self.widen_authority(&config)?;
-        let prepared = self.agent.prepare(config)?;
-        // The kernel half can still say no; then everything is as before.
-        let old = std::mem::replace(&mut self.intercept, intercept);
-        if let Err(error) = self.apply(&enrolled) {
-            self.intercept = old;
-            let enrolled = directories(&self.file, &self.intercept, &self.mount)?;
-            self.apply(&enrolled)?;
-            return Err(error);
-        }
-        self.agent.install(prepared);
-        self.wanted.send_replace(wanted);
-        Ok(())
     }
 }
 

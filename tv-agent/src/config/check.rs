@@ -183,7 +183,10 @@ impl Checker<'_> {
     pub(super) fn secret(&self, key: &str, at: &Spanned<SecretSource>) -> Result<Secret, Error> {
         let (source, text) = match &at.value {
             SecretSource::Env(variable) => (variable.clone(), (self.env)(variable)),
-            SecretSource::File(path) => (path.display().to_string(), std::fs::read_to_string(path).ok()),
+            SecretSource::File(path) => (
+                path.display().to_string(),
+                crate::files::read_to_string(path).ok(),
+            ),
         };
         // Files commonly end with a newline that is not part of the secret.
         let text = text

@@ -6,6 +6,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
+use crate::files;
+
 /// Why there is no set of roots.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,8 +52,8 @@ fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
         path: path.to_owned(),
         source,
     };
-    let certs: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(read_error)?
+    let file = files::open(path).map_err(|error| read_error(rustls_pki_types::pem::Error::Io(error)))?;
+    let certs: Vec<_> = CertificateDer::pem_reader_iter(file)
         .collect::<Result<_, _>>()
         .map_err(|source| Error::Read {
             path: path.to_owned(),

@@ -1,7 +1,7 @@
 //! `vaults:`: which keys go with which kind, and what their values may be.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use url::Url;
 use super::super::raw::vault as raw;
 use super::super::{Error, VaultConfig, VerifierConfig, endpoint_of};
 use super::Checker;
-use crate::limits;
 use crate::policy::{Hint, Wanted};
 use crate::token::settings::{self, Pacing, Preset, VaultSettings};
 use crate::token::{Condition, Encoding};
+use crate::{files, limits};
 
 mod auth;
 mod kinds;
@@ -302,8 +302,8 @@ fn preset_of(raw: raw::Preset) -> Preset {
 }
 
 /// The text of a file that holds a key or certificate, wiped after use.
-fn read(path: &PathBuf) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
-    std::fs::read(path)
+fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+    files::read(path)
         .map(zeroize::Zeroizing::new)
         .map_err(|error| format!("cannot be read ({error}); allowed: a PEM file"))
 }
