@@ -238,7 +238,6 @@ fn without_the_right_to_drop_the_bounding_set_it_says_so_and_is_confined() {
 
 /// The real one, while it serves: the same, and an end that leaves nobody a way past.
 #[test]
-#[ignore = "until the daemon starts a data path"]
 fn a_daemons_data_path_is_confined_like_that() {
     World::run(|world| {
         let user = alice(world);

@@ -120,7 +120,7 @@ fn killed_between_connect_and_accept_it_leaves_a_reset() {
     World::run(|world| {
         let mut daemon = world.daemon("between", world.config()).unwrap();
         // Stopped for less than its deadline: connect() succeeds, and nobody accepts.
-        daemon.signal(Signal::SIGSTOP).unwrap();
+        nix::sys::signal::kill(daemon.data_path().unwrap(), Signal::SIGSTOP).unwrap();
         let mut client = daemon.command("python3");
         let mut client = client
             .args(["-c", WAIT])
@@ -315,8 +315,16 @@ fn out_of_descriptors_it_waits_and_recovers() {
         let mut daemon = world.daemon("none", world.config()).unwrap();
         assert_served(world, &daemon, &user);
         let limit = |files: &str| {
-            let pid = daemon.pid().to_string();
-            let done = Command::new("prlimit")
+            let pid = daemon.data_path().unwrap().to_string();
+            // As its user: another's limits take CAP_SYS_RESOURCE.
+            let owner = daemon.data_path_user().unwrap();
+            let done = Command::new("setpriv")
+                .args([
+                    "--clear-groups",
+                    &format!("--reuid={owner}"),
+                    &format!("--regid={owner}"),
+                    "prlimit",
+                ])
                 .args(["--pid", &pid, &format!("--nofile={files}:20000")])
                 .status();
             assert!(done.unwrap().success());

@@ -21,6 +21,7 @@ mod rotation;
 mod seeing;
 mod shared;
 mod soak;
+mod split;
 mod support;
 mod takeover;
 mod trust_live;

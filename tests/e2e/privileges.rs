@@ -15,7 +15,7 @@ use crate::support::{GITHUB_TOKEN, alice, assert_swapped, assert_unseen, lines, 
 const LIMIT: Duration = Duration::from_secs(20);
 /// Of those that the unit and the chart grant, what interception alone needs here. Before Linux 6.9 CAP_NET_ADMIN is asked
 /// for where a cgroup_skb program is attached (`capture: dns`); CAP_SYS_ADMIN includes CAP_BPF everywhere.
-const INTERCEPTION: [&str; 2] = ["SYS_ADMIN", "SYS_PTRACE"];
+const INTERCEPTION: [&str; 4] = ["SYS_ADMIN", "SYS_PTRACE", "SETUID", "SETGID"];
 
 /// CapabilityBoundingSet of the unit, without `CAP_`; a test of the layer `deploy` holds the chart to the same.
 fn granted() -> Vec<String> {

@@ -391,8 +391,12 @@ fn helper_of(agent: Pid) -> Option<Pid> {
     let all = std::fs::read_dir(format!("/proc/{agent}/task")).ok()?.flatten();
     let of_threads = all.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
     let text: String = of_threads.chain([children]).collect::<Vec<_>>().join(" ");
-    let pid = text.split_whitespace().next()?.parse().ok()?;
-    Some(Pid::from_raw(pid))
+    let mut all = text.split_whitespace();
+    let pid = all.find(|pid| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+        line.is_ok_and(|line| line.contains("__trust-mount"))
+    })?;
+    Some(Pid::from_raw(pid.parse().ok()?))
 }
 
 /// Ten times (TV_ROUNDS says otherwise) in and out of enrolment: the list of mounts is what it was, each time.

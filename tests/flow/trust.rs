@@ -31,7 +31,7 @@ fn own<'a>(flow: &Flow) -> Dial<'a> {
 
 /// What is listed of this process, which is seen connecting.
 fn row(flow: &Flow) -> TrustRow {
-    let mut rows = flow.agent.processes().list(&[]);
+    let mut rows = flow.agent.processes().list();
     assert_eq!(rows.len(), 1, "{rows:?}");
     rows.remove(0)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tv_agent::addr::PeerAddr;
 use tv_agent::redirect::{OriginLookup as _, cgroup_id};
-use tv_agent::workload::{NoFacts, Workloads};
+use tv_agent::workload::Workloads;
 use tv_tests::cgroup::TestCgroup;
 
 use crate::world::{ORIGIN4, OTHER4, address, with_agent};
@@ -51,14 +51,14 @@ fn the_time_of_connect_is_recorded() {
         // By it and the cgroup, the process is known to be the one that connected.
         let mount = tv_agent::redirect::cgroup2_mount().unwrap();
         let workloads = Workloads::new(mount, vec![world.cgroup.path().into()]);
-        let found = workloads.identify(&recorded, &NoFacts);
+        let found = workloads.identify(&recorded);
         assert_eq!(found.cgroup.unwrap().path, world.cgroup.name());
         assert_eq!(found.process.as_deref(), Some("tv-probe"));
         let earlier = tv_agent::redirect::Recorded {
             connected: Duration::from_secs(1),
             ..recorded
         };
-        assert_eq!(workloads.identify(&earlier, &NoFacts).process, None);
+        assert_eq!(workloads.identify(&earlier).process, None);
     });
 }
 

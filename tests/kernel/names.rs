@@ -12,7 +12,7 @@ use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nix::errno::Errno;
 use tv_agent::addr::HostName;
-use tv_agent::redirect::{Capture, Narrow as _, RoutedName};
+use tv_agent::redirect::{Capture, Narrow as _, NetnsFacts as _, RoutedName};
 use tv_ebpf::abi::{CANDIDATE_ENTRIES, INGRESS};
 use tv_ebpf::answer::{FLOOR, MESSAGE_BYTES, STEPS};
 use tv_tests::probe::Probe;
@@ -410,11 +410,11 @@ fn addresses_are_kept_for_their_time_and_while_used() {
             agent.handles.keep(used.parse().unwrap(), Duration::ZERO);
         }
         workload.udp_send("192.0.2.9:443", "").unwrap_err();
-        agent.handles.sweep(&|address| address == stale);
+        agent.handles.sweep(&[stale].into());
         assert!(around(FLOOR).contains(&left("192.0.2.8:443").unwrap()));
         assert!(around(FLOOR).contains(&left("192.0.2.9:443").unwrap()));
         agent.handles.keep("192.0.2.10".parse().unwrap(), Duration::ZERO);
-        agent.handles.sweep(&|_| false);
+        agent.handles.sweep(&[].into());
         assert_eq!(left("192.0.2.10:443"), None);
         assert!(left(ORIGIN4).is_some());
     });

@@ -33,7 +33,8 @@ pub enum Error {
 /// and in a process that it was handed to.
 #[derive(Clone)]
 pub struct Listener {
-    socket: Arc<TcpListener>,
+    // Not the runtime's kind: who only holds it is not woken by its connections.
+    socket: Arc<std::net::TcpListener>,
     netns: NetnsCookie,
 }
 
@@ -59,8 +60,9 @@ impl Listener {
         own.flag(socket.as_fd())
             .map_err(|source| Error::Flag { address, source })?;
         let netns = sys::netns_cookie(socket.as_fd()).map_err(|source| Error::Netns { address, source })?;
+        let listener = socket.listen(BACKLOG).and_then(TcpListener::into_std);
         Ok(Self {
-            socket: Arc::new(socket.listen(BACKLOG).map_err(bind)?),
+            socket: Arc::new(listener.map_err(bind)?),
             netns,
         })
     }
@@ -71,7 +73,7 @@ impl Listener {
         let socket = std::net::TcpListener::from(socket);
         socket.set_nonblocking(true)?;
         Ok(Self {
-            socket: Arc::new(TcpListener::from_std(socket)?),
+            socket: Arc::new(socket),
             netns,
         })
     }
@@ -83,6 +85,13 @@ impl Listener {
 
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
+    }
+}
+
+impl Listener {
+    fn accepting(self) -> io::Result<TcpListener> {
+        let socket = Arc::try_unwrap(self.socket).or_else(|shared| shared.try_clone())?;
+        TcpListener::from_std(socket)
     }
 }
 
@@ -105,6 +114,14 @@ pub async fn run<F, S>(
     S: Fn(tokio::net::TcpStream, PeerAddr, NetnsCookie) -> F,
     F: Future<Output = ()> + Send + 'static,
 {
+    let netns = listener.netns;
+    let listener = match listener.accepting() {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "cannot accept connections from a listener");
+            return;
+        }
+    };
     let mut open = JoinSet::new();
     let mut failing = false;
     loop {
@@ -113,7 +130,7 @@ pub async fn run<F, S>(
             () = phase::reached(&mut phase, Phase::HandedOver) => break,
         };
         let accepted = tokio::select! {
-            accepted = listener.socket.accept() => accepted,
+            accepted = listener.accept() => accepted,
             // Keeps the set small while nobody connects.
             Some(_) = open.join_next(), if !open.is_empty() => continue,
             () = phase::reached(&mut phase, Phase::HandedOver) => break,
@@ -121,7 +138,7 @@ pub async fn run<F, S>(
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
-                let connection = serve(stream, PeerAddr(peer), listener.netns);
+                let connection = serve(stream, PeerAddr(peer), netns);
                 open.spawn(async move {
                     connection.await;
                     drop(permit);

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
+
 /// Where the workload connects from, as the accepted socket tells it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerAddr(pub SocketAddr);
 
 /// Where the workload wanted to go, as the kernel half recorded it (never taken from the bytes it sends).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OriginAddr(pub SocketAddr);
 
 impl fmt::Display for OriginAddr {
@@ -18,7 +20,7 @@ impl fmt::Display for OriginAddr {
 }
 
 /// The kernel's number for a network namespace (`SO_NETNS_COOKIE`, Linux 5.14).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NetnsCookie(pub u64);
 
 /// A host name as the policy compares it: lower case, no trailing dot, never an address.

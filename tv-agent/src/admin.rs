@@ -11,7 +11,6 @@ use http_body_util::Full;
 use tokio::net::TcpListener;
 
 use crate::local::{self, Peer};
-use crate::metrics::Metrics;
 use crate::page::{self, View};
 use crate::sign::KeySets;
 
@@ -21,11 +20,12 @@ const CONNECTIONS: usize = 16;
 /// What the port tells.
 #[derive(Clone)]
 pub struct Admin {
-    pub metrics: Metrics,
+    /// In the OpenMetrics text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// True once the CA is loaded and the kernel half is attached.
     pub ready: Arc<AtomicBool>,
     /// More lines of metrics, in the same format: the kernel half's counters.
-    pub more: Arc<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>,
+    pub more: Arc<dyn Fn() -> Vec<(String, u64)> + Send + Sync>,
     /// The key sets that are published; None until the agent is there.
     pub keys: Arc<dyn Fn() -> Option<KeySets> + Send + Sync>,
     /// What the page shows; None where nobody asked for one.
@@ -142,7 +142,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> String {
-        let mut all = self.metrics.render();
+        let mut all = (self.metrics)();
         let end = "# EOF\n";
         all.truncate(all.len() - if all.ends_with(end) { end.len() } else { 0 });
         all.push_str("# HELP tv_agent_bpf_events What the kernel half did, by reason.\n");
@@ -178,15 +178,16 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Metrics;
     use http_body_util::BodyExt as _;
 
     #[tokio::test]
     async fn metrics_health_and_nothing_else() {
         let ready = Arc::new(AtomicBool::new(false));
         let admin = Admin {
-            metrics: Metrics::new(),
+            metrics: Arc::new(|| Metrics::new().render()),
             ready: ready.clone(),
-            more: Arc::new(|| vec![("redirected", 7)]),
+            more: Arc::new(|| vec![("redirected".to_owned(), 7)]),
             keys: Arc::new(|| None),
             page: None,
         };
@@ -245,7 +246,7 @@ mod tests {
         ];
         let sets = KeySets::new(sets.map(|(name, algorithm)| set(name, algorithm)));
         let admin = Admin {
-            metrics: Metrics::new(),
+            metrics: Arc::new(|| Metrics::new().render()),
             ready: Arc::default(),
             more: Arc::new(Vec::new),
             keys: Arc::new(move || Some(sets.clone())),

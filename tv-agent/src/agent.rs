@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::accept::{self, Listener};
@@ -13,9 +13,9 @@ use crate::audit::{self, Audit};
 use crate::ca::{self, Authority, Leaves};
 use crate::config::Config;
 use crate::connection::Connections;
-use crate::dial::{Dialer, OwnSocket};
+use crate::dial::{Dialer, Flagging, OwnSocket, Sockets};
 use crate::exchange::Exchange;
-use crate::flows::Flows;
+use crate::flows::{Flow, Flows};
 use crate::hello::Caps;
 use crate::https;
 use crate::limits;
@@ -26,19 +26,19 @@ use crate::places::Places;
 use crate::redirect::{Listeners, Narrow, NetnsFacts, OriginLookup};
 use crate::sign;
 use crate::snapshot::{Current, Snapshot};
-use crate::strays;
 use crate::terminate::Terminator;
 use crate::token::shared::Shared;
 use crate::token::{self, Tokens};
 use crate::traces::{self, Traces};
-use crate::trust::{self, Ledger, Processes};
+use crate::trust::{self, Here, Ledger, Processes, Sight};
 use crate::tunnel::Pipes;
 use crate::upstream::roots;
-use crate::workload::{PodFacts, Workloads};
+use crate::workload::{Callers, PodFacts, Recognised, Workloads};
 
 mod authority;
 mod compose;
 mod ending;
+mod grounds;
 mod keys;
 mod names;
 mod namespaces;
@@ -48,10 +48,11 @@ mod trusting;
 
 use authority::Authorities;
 pub use authority::{check_permitted, check_subtrees};
+pub use compose::scope;
 use compose::snapshot;
 pub use ending::Inheritance;
+pub use grounds::{Grounds, Means, Serve};
 pub use namespaces::Room;
-use namespaces::{Namespaces, Order};
 use server::Server;
 pub use trusting::Installer;
 
@@ -128,22 +129,37 @@ pub struct Wiring {
     pub listen_v6: Option<SocketAddr>,
 }
 
+/// What the data path has others do: in its own process, or in one that may do more.
+pub struct Reach {
+    pub callers: Arc<dyn Callers>,
+    pub sockets: Arc<dyn Sockets>,
+    /// None: every connection is looked at.
+    pub narrow: Option<Arc<dyn Narrow>>,
+    pub sight: Arc<dyn Sight>,
+    /// Opens the audit trail's file; None: the agent itself.
+    pub trail: Option<Box<dyn audit::Trail>>,
+    pub authority: Arc<Authority>,
+    pub metrics: Metrics,
+    /// What was put into which mount namespace.
+    pub ledger: Ledger,
+    /// The facts of pods; None: those of `intercept.pod_facts`.
+    pub pods: Option<Arc<dyn PodFacts>>,
+}
+
 /// A configuration that can be put in force: see [`Agent::prepare`].
 pub struct Prepared {
     snapshot: Snapshot,
     shared: Option<Arc<Shared>>,
 }
 
-/// A running agent.
+/// A running data path, and where it listens when that is in the same process.
 pub struct Agent {
     current: Current,
     dialer: Dialer,
     authorities: Authorities,
     metrics: Metrics,
-    listeners: Listeners,
-    /// Listening until the agent ends, as those of the accept loops do.
-    home: Option<(Listener, Option<Listener>)>,
-    orders: mpsc::Sender<Order>,
+    server: Arc<Server>,
+    grounds: Option<Grounds>,
     tokens: Tokens,
     flows: Flows,
     traces: Option<Traces>,
@@ -155,73 +171,79 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Builds everything and starts to accept. Call in the network namespace to listen in.
+    /// Builds everything and starts to accept, all in this process. Call in the network namespace to listen in.
     pub async fn start(config: Config, wiring: Wiring) -> Result<Self, Error> {
         check_permitted(&config, &wiring.authority)?;
-        let own = &*wiring.own;
-        let inheritance = Inheritance {
-            v4: Listener::bind(wiring.listen_v4, own)?,
-            v6: wiring
-                .listen_v6
-                .map(|address| Listener::bind(address, own))
-                .transpose()?,
-            rooms: Vec::new(),
+        let inheritance = Inheritance::bind(&*wiring.own, wiring.listen_v4, wiring.listen_v6)?;
+        let workloads = wiring.workloads.clone();
+        let reach = Reach {
+            callers: Arc::new(Recognised {
+                origins: wiring.origins,
+                workloads: workloads.clone(),
+            }),
+            sockets: Arc::new(Flagging(wiring.own.clone())),
+            narrow: wiring.narrow,
+            sight: Arc::new(Here {
+                roots: Arc::new(move || workloads.roots()),
+            }),
+            trail: None,
+            authority: wiring.authority,
+            metrics: wiring.metrics.clone(),
+            ledger: wiring.ledger.clone(),
+            pods: wiring.pods,
         };
-        Self::go_on(config, wiring, inheritance).await
+        let mut agent = Self::build(config, reach)?;
+        let (server, current, flows) = (agent.server.clone(), agent.current.clone(), agent.flows.clone());
+        let (sweeping, scope) = (current.clone(), current.clone());
+        let means = Means {
+            own: wiring.own,
+            facts: wiring.namespaces,
+            workloads: wiring.workloads,
+            installer: wiring.installer,
+            ledger: wiring.ledger,
+            metrics: wiring.metrics,
+            authority: agent.authority(),
+            scope: Arc::new(move || scope.load().scope.clone()),
+            tell: Arc::new(move |flow| flows.note(of_pod(flow, &current))),
+            serve: Arc::new(move |listener, netns, phase| Box::pin(server.serve(listener, netns, phase))),
+            sweep: Arc::new(move || sweeping.load().upstreams.sweep()),
+        };
+        agent.grounds = Some(Grounds::open(inheritance, means)?);
+        Ok(agent)
     }
 
-    /// As [`start`](Self::start), with the listeners of another agent, which may be accepting from them as well.
-    pub async fn go_on(mut config: Config, wiring: Wiring, inheritance: Inheritance) -> Result<Self, Error> {
-        let Wiring {
-            origins,
-            own,
-            namespaces,
+    /// Builds everything that serves connections. Nothing is accepted before [`serve`](Self::serve).
+    pub fn build(mut config: Config, reach: Reach) -> Result<Self, Error> {
+        let Reach {
+            callers,
+            sockets,
             narrow,
-            workloads,
+            sight,
+            trail,
             authority,
-            installer,
             metrics,
             ledger,
             pods,
-            listen_v4,
-            listen_v6,
-        } = wiring;
+        } = reach;
         check_permitted(&config, &authority)?;
         let (drain, audit, traces) = (config.drain, config.audit.clone(), config.traces.clone());
-        let dialer = Dialer::new(own.clone(), limits::CONNECT_TIME);
+        let dialer = Dialer::by(sockets, limits::CONNECT_TIME);
         let shared = config.shared_cache.take();
         let shared = sharing::shared(shared, &dialer, authority.anchors(), &metrics, None)?;
         let (roots, facts) = (authority.anchors(), pods.as_ref());
         let current = Current::new(snapshot(config, &dialer, roots, &metrics, None, facts)?);
-        let Inheritance { v4, v6, rooms } = inheritance;
-        let address = |listener: &Listener, wanted| {
-            listener.address().map_err(|source| accept::Error::Bind {
-                address: wanted,
-                source,
-            })
-        };
-        let listeners = Listeners {
-            v4: address(&v4, listen_v4)?,
-            v6: v6
-                .as_ref()
-                .zip(listen_v6)
-                .map(|(v6, wanted)| address(v6, wanted))
-                .transpose()?,
-        };
         let (open_files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((0, 0));
         let room = limits::connections(open_files);
         let tokens = Tokens::new(metrics.clone());
         tokens.share(shared);
         let audit = audit
-            .map(|audit| Audit::start(&audit, metrics.clone()))
+            .map(|audit| Audit::through(&audit, trail, metrics.clone()))
             .transpose()?;
         let flows = Flows::audited(audit);
         let traces = traces
             .map(|(settings, extra)| compose::traces(&settings, &extra, authority.root_der(), &metrics))
             .transpose()?;
         let (phase, watched) = watch::channel(Phase::Serving);
-        let (orders, ordered) = mpsc::channel(1);
-        let home = Some((v4.clone(), v6.clone()));
         let may_mint = {
             let current = current.clone();
             Arc::new(move |host: &crate::addr::HostName| current.load().routes.names(host))
@@ -229,13 +251,12 @@ impl Agent {
         let leaves = Arc::new(Leaves::new(authority, may_mint, metrics.clone())?);
         let signing = leaves.clone();
         let issuing = move || trust::fingerprint(signing.authority().root_der()).into();
-        let processes = Processes::new(ledger.clone(), Arc::new(issuing), flows.clone(), metrics.clone());
+        let processes = Processes::new(sight, ledger, Arc::new(issuing), flows.clone(), metrics.clone());
         let terminator = Terminator::new(leaves.clone(), limits::HANDSHAKE_TIME, metrics.clone());
         let authorities = Authorities::new(leaves, terminator.clone(), metrics.clone());
         let candidates = names::candidates(narrow.clone());
         let connections = Arc::new(Connections {
-            origins,
-            workloads: workloads.clone(),
+            callers,
             candidates: candidates.clone(),
             current: current.clone(),
             dialer: dialer.clone(),
@@ -262,65 +283,10 @@ impl Agent {
             limit: Arc::new(Semaphore::new(room)),
             drain,
         };
-        let mut loops = Vec::new();
-        for listener in std::iter::once(v4).chain(v6) {
-            loops.push(tokio::spawn(server.serve(listener, Netns::OWN, watched.clone())));
-        }
-        if let Some(facts) = namespaces {
-            let (found, visitors, home) = namespaces::watch_cgroups(&workloads).map_err(Error::Namespaces)?;
-            let watch = strays::Watch {
-                found: found.clone(),
-                visitors: visitors.clone(),
-                home,
-                workloads: workloads.clone(),
-                current: {
-                    let current = current.clone();
-                    Arc::new(move || {
-                        let snapshot = current.load();
-                        (snapshot.scope.clone(), snapshot.pods.clone())
-                    })
-                },
-                flows: flows.clone(),
-                metrics: metrics.clone(),
-            };
-            loops.push(tokio::spawn(watch.run(watched.clone())));
-            if let Some(installer) = installer {
-                let (found, metrics) = (found.clone(), metrics.clone());
-                let authority = authorities.watch();
-                let install = trusting::run(
-                    installer,
-                    ledger.clone(),
-                    found,
-                    authority,
-                    metrics,
-                    watched.clone(),
-                );
-                loops.push(tokio::spawn(install));
-            }
-            let namespaces = Namespaces {
-                serve: Box::new(move |listener, netns, phase| Box::pin(server.serve(listener, netns, phase))),
-                sweep: {
-                    let current = current.clone();
-                    Arc::new(move || current.load().upstreams.sweep())
-                },
-                listeners,
-                own,
-                facts,
-                narrow: narrow.clone(),
-                visitors,
-                metrics: metrics.clone(),
-                home,
-                limit: limits::NAMESPACES,
-            };
-            loops.push(tokio::spawn(namespaces.run(
-                rooms,
-                found,
-                ordered,
-                watched.clone(),
-            )));
-        }
-        loops.push(tokio::spawn(keys::tend(current.clone(), watched.clone())));
-        loops.push(tokio::spawn(processes.clone().tend(watched.clone())));
+        let mut loops = vec![
+            tokio::spawn(keys::tend(current.clone(), watched.clone())),
+            tokio::spawn(processes.clone().tend(watched.clone())),
+        ];
         if let Some(narrow) = narrow {
             let sweep = names::sweep(narrow, candidates.clone(), metrics.clone(), watched.clone());
             loops.push(tokio::spawn(sweep));
@@ -331,9 +297,8 @@ impl Agent {
             dialer,
             authorities,
             metrics,
-            listeners,
-            home,
-            orders,
+            server: Arc::new(server),
+            grounds: None,
             tokens,
             flows,
             traces,
@@ -345,9 +310,31 @@ impl Agent {
         })
     }
 
+    /// Serves the connections of `listener`, which stands in `netns`, until `phase` says otherwise, and to their end.
+    pub fn serve(
+        &self,
+        listener: Listener,
+        netns: Netns,
+        phase: watch::Receiver<Phase>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        self.server.serve(listener, netns, phase)
+    }
+
     /// Where it listens, with the ports that were free.
+    ///
+    /// # Panics
+    /// When it does not listen in this process.
     pub fn listeners(&self) -> Listeners {
-        self.listeners
+        self.grounds.as_ref().expect("it was started here").listeners()
+    }
+
+    /// Notes what happened elsewhere, with what is known of the pod.
+    pub fn note(&self, flow: Flow) {
+        self.flows.note(of_pod(flow, &self.current));
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub fn tokens(&self) -> &Tokens {
@@ -397,4 +384,17 @@ impl Agent {
     pub fn sweep(&self) {
         self.current.load().upstreams.sweep();
     }
+}
+
+/// With the facts of the pod that it names.
+fn of_pod(mut flow: Flow, current: &Current) -> Flow {
+    let pod = flow.pod.as_deref().and_then(|uid| current.load().pods.of(uid));
+    if let Some(pod) = pod {
+        flow.pod_namespace = Some(pod.namespace.clone());
+        flow.pod_name = Some(pod.name.clone());
+        flow.service_account = Some(pod.service_account.clone());
+        let id = flow.container.as_deref();
+        flow.container_name = id.and_then(|id| pod.containers.get(id)).cloned();
+    }
+    flow
 }

@@ -79,30 +79,29 @@ impl Audit {
     /// # Errors
     /// When it cannot be opened now: better than at the first refusal.
     pub fn start(settings: &Settings, metrics: Metrics) -> Result<Self, Error> {
-        let sink: Box<dyn Sink> = match &settings.to {
-            Destination::Stdout => Box::new(io::stdout()),
-            Destination::File(path) => return Self::start_with(settings, ByPath(path.clone()), metrics),
-        };
-        Self::with(sink, settings.on_failure, metrics)
+        Self::through(settings, None, metrics)
     }
 
-    /// As [`Audit::start`], but its file is opened by `open`, for a process that may not do so itself.
+    /// The same with a file that is opened by `trail`.
     ///
     /// # Errors
-    /// As [`Audit::start`].
-    pub fn start_with(
+    /// As [`start`](Self::start).
+    pub fn through(
         settings: &Settings,
-        open: impl Open + 'static,
+        trail: Option<Box<dyn Trail>>,
         metrics: Metrics,
     ) -> Result<Self, Error> {
-        let Destination::File(path) = &settings.to else {
-            return Self::start(settings, metrics);
+        let sink: Box<dyn Sink> = match &settings.to {
+            Destination::Stdout => Box::new(io::stdout()),
+            Destination::File(path) => {
+                let trail = trail.unwrap_or_else(|| Box::new(AtPath(path.clone())));
+                Box::new(Rotated::open(trail).map_err(|source| Error::Open {
+                    path: path.clone(),
+                    source,
+                })?)
+            }
         };
-        let sink = Rotated::open(open).map_err(|source| Error::Open {
-            path: path.clone(),
-            source,
-        })?;
-        Self::with(Box::new(sink), settings.on_failure, metrics)
+        Self::with(sink, settings.on_failure, metrics)
     }
 
     fn with(mut sink: Box<dyn Sink>, on_failure: OnFailure, metrics: Metrics) -> Result<Self, Error> {
@@ -185,51 +184,63 @@ impl Sink for io::Stdout {
     }
 }
 
-/// Opens the trail's file, as its thread asks for it.
-pub trait Open: Send {
-    /// What the path names, to append to; made when it is not there.
+/// Device and inode of a file.
+pub type FileId = (u64, u64);
+
+/// A file that may be renamed away, and made anew, at any time; opened by another process where this one may not.
+pub trait Trail: Send {
+    /// The file as it is now, to append to; None when that is `known`.
     ///
     /// # Errors
-    /// As open(2).
-    fn open(&mut self) -> io::Result<File>;
-
-    /// Whether the path still names `file`. Asked before each write.
-    fn is_current(&mut self, file: &File) -> bool;
+    /// When it cannot be opened.
+    fn opened(&self, known: Option<FileId>) -> io::Result<Option<File>>;
 }
 
-/// Opens it itself.
-pub struct ByPath(pub PathBuf);
+/// Opens it here.
+pub struct AtPath(pub PathBuf);
 
-impl Open for ByPath {
-    fn open(&mut self) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        options.append(true).create(true).mode(0o640).open(&self.0)
-    }
-
-    fn is_current(&mut self, file: &File) -> bool {
-        let same = |a: &std::fs::Metadata, b: &std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-        matches!((file.metadata(), std::fs::metadata(&self.0)), (Ok(a), Ok(b)) if same(&a, &b))
-    }
-}
-
-/// A file that may be renamed away, and made anew, at any time.
-struct Rotated<O> {
-    open: O,
-    file: File,
-}
-
-impl<O: Open> Rotated<O> {
-    fn open(mut open: O) -> io::Result<Self> {
-        let file = open.open()?;
-        Ok(Self { open, file })
-    }
-}
-
-impl<O: Open> Sink for Rotated<O> {
-    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
-        if !self.open.is_current(&self.file) {
-            self.file = self.open.open().map_err(|error| (0, error))?;
+impl Trail for AtPath {
+    fn opened(&self, known: Option<FileId>) -> io::Result<Option<File>> {
+        let now = std::fs::metadata(&self.0)
+            .ok()
+            .map(|facts| (facts.dev(), facts.ino()));
+        if known.is_some() && now == known {
+            return Ok(None);
         }
+        let mut how = OpenOptions::new();
+        how.append(true).create(true).mode(0o640).open(&self.0).map(Some)
+    }
+}
+
+struct Rotated {
+    trail: Box<dyn Trail>,
+    file: File,
+    id: FileId,
+}
+
+impl Rotated {
+    fn open(trail: Box<dyn Trail>) -> io::Result<Self> {
+        let file = trail.opened(None)?.ok_or(io::ErrorKind::NotFound)?;
+        let facts = file.metadata()?;
+        Ok(Self {
+            id: (facts.dev(), facts.ino()),
+            trail,
+            file,
+        })
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        if let Some(file) = self.trail.opened(Some(self.id))? {
+            let facts = file.metadata()?;
+            (self.id, self.file) = ((facts.dev(), facts.ino()), file);
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Rotated {
+    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+        self.look().map_err(|error| (0, error))?;
         write_counted(&mut self.file, lines)
     }
 }

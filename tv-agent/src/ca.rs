@@ -23,11 +23,12 @@ mod subtree;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub use authority::Authority;
+pub use authority::{Authority, Public};
 pub use error::Error;
 pub use facts::Facts;
 pub use init::{Initialised, Outcome, import, init, renew};
 pub use leaves::{Leaves, MayMint};
+pub use mint::{Elsewhere, KeyKind, Minted, Request};
 pub use rotate::{Advanced, advance, objections, rotation};
 pub use rotation::{Rotation, Step, Witness};
 pub use show::{Shown, anchors, digest, show};

@@ -1,6 +1,7 @@
 //! Addresses that are known to serve a routed host. Never the authority (the SNI is): only a reason to be
 //! careful with a connection that shows no name.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,6 +69,11 @@ impl Candidates {
 
     pub fn is_open(&self, address: IpAddr) -> bool {
         self.open.contains_key(&address)
+    }
+
+    /// All addresses that a connection is open to.
+    pub fn all_open(&self) -> HashSet<IpAddr> {
+        self.open.iter().map(|entry| *entry.key()).collect()
     }
 }
 

@@ -84,6 +84,9 @@ pub enum Command {
     /// Confines itself as the data path does, and tells what it can still do.
     #[command(name = "__confined-probe", hide = true)]
     ConfinedProbe(ProbeArgs),
+    /// Serves connections for `run`.
+    #[command(name = "__data-path", hide = true)]
+    DataPath,
     /// The step between `exec` and its command.
     #[command(name = "__enter", hide = true)]
     Enter(EnterArgs),

@@ -6,7 +6,6 @@ use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::addr::HostName;
-use crate::agent::Agent;
 use crate::cli::Output;
 use crate::config::{self, Config};
 use crate::netns;
@@ -78,8 +77,8 @@ fn routed_name(host: &HostPattern) -> Option<RoutedName> {
     })
 }
 
-/// What a running agent does every second: says that it lives, and lets go of what is idle.
-fn beat(kernel: &Handles, agent: &Agent) {
+/// Tells the kernel half that the agent lives; the deadline that it sets has to be moved every second.
+fn beat(kernel: &Handles) {
     let told = kernel
         .heartbeat()
         .and_then(|()| kernel.set_v6_routable(netns::routes_v6()));
@@ -89,7 +88,6 @@ fn beat(kernel: &Handles, agent: &Agent) {
             chain(&error)
         );
     }
-    agent.sweep();
 }
 
 /// Without it there is nothing to attach to.

@@ -21,14 +21,14 @@ use crate::netns::Netns;
 use crate::phase::Phase;
 use crate::places::Places;
 use crate::policy::OnUntrusted;
-use crate::redirect::{OriginLookup, Recorded};
+use crate::redirect::Recorded;
 use crate::replay::Replay;
 use crate::snapshot::Current;
 use crate::terminate::{self, Terminator, Word};
 use crate::trust::{Ask, Processes};
 use crate::tunnel::{self, Pipes, Speaker};
 use crate::upstream::{self, Protocol, Target};
-use crate::workload::{Workload, Workloads};
+use crate::workload::{Call, Callers, Workload};
 
 mod early;
 
@@ -36,8 +36,7 @@ use early::Early;
 
 /// What all connections share.
 pub struct Connections {
-    pub origins: Arc<dyn OriginLookup>,
-    pub workloads: Arc<Workloads>,
+    pub callers: Arc<dyn Callers>,
     pub candidates: Candidates,
     pub current: Current,
     pub dialer: Dialer,
@@ -151,11 +150,11 @@ impl Connections {
         flow: &mut Flow,
     ) -> Result<Served, Error> {
         // Who, and where to: from the kernel half alone. Nobody else may be served.
-        let Some(recorded) = take(&*self.origins, &stream, peer, cookie)? else {
+        let Some((recorded, workload)) = take(&*self.callers, &stream, peer, cookie).await? else {
             reset_on_close(&stream);
             return Err(Error::Unrecorded);
         };
-        let workload = self.workloads.identify(&recorded, &*self.current.load().pods);
+        let workload = workload.of_pod(&*self.current.load().pods);
         flow.origin = Some(recorded.origin.to_string());
         workload.introduce(flow);
         let Some(_place) = self.places.take(workload.cgroup_id) else {
@@ -349,16 +348,16 @@ impl Connections {
 
 /// The record of this connection, never that of another one with the same address and port: a client that is
 /// gone (ENOTCONN) frees them, and whoever has them next is recorded under the same key.
-fn take(
-    origins: &dyn OriginLookup,
+async fn take(
+    callers: &dyn Callers,
     stream: &TcpStream,
     peer: PeerAddr,
     cookie: NetnsCookie,
-) -> Result<Option<Recorded>, Error> {
+) -> Result<Option<Call>, Error> {
     stream.peer_addr().map_err(Error::Read)?;
-    let recorded = origins.take(cookie, peer).map_err(Error::Lookup)?;
+    let call = callers.take(cookie, peer).await.map_err(Error::Lookup)?;
     stream.peer_addr().map_err(Error::Read)?;
-    Ok(recorded)
+    Ok(call)
 }
 
 /// Whether the client has closed, as far as is known here. Takes no byte.

@@ -41,6 +41,9 @@ pub struct Status {
     pub version: String,
     pub bpf_sha256: Option<String>,
     pub pid: u32,
+    /// The process that serves connections, where that is another one.
+    #[serde(default)]
+    pub data_path: Option<u32>,
     pub ready: bool,
     pub uptime_s: u64,
     pub listeners: Vec<String>,
@@ -87,7 +90,11 @@ impl LogFilter {
         Self(Arc::new(change))
     }
 
-    fn change(&self, filter: Option<&str>) -> Result<String, String> {
+    /// Puts `filter` in force, or tells the one that is.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn change(&self, filter: Option<&str>) -> Result<String, String> {
         (self.0)(filter)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,33 @@ pub trait OwnSocket: Send + Sync {
     /// # Errors
     /// When the flag cannot be set. The socket must not be used then: the kernel half would send it to us.
     fn flag(&self, socket: BorrowedFd<'_>) -> io::Result<()>;
+}
+
+/// Makes the sockets that connect to origins, flagged; in another process where this one may not.
+pub trait Sockets: Send + Sync {
+    /// One in `netns`.
+    fn socket<'a>(
+        &'a self,
+        netns: &'a Netns,
+        ipv4: bool,
+    ) -> Pin<Box<dyn Future<Output = io::Result<TcpSocket>> + Send + 'a>>;
+}
+
+/// Makes them here.
+pub struct Flagging(pub Arc<dyn OwnSocket>);
+
+impl Sockets for Flagging {
+    fn socket<'a>(
+        &'a self,
+        netns: &'a Netns,
+        ipv4: bool,
+    ) -> Pin<Box<dyn Future<Output = io::Result<TcpSocket>> + Send + 'a>> {
+        Box::pin(async move {
+            let socket = netns.socket(ipv4).await?;
+            self.0.flag(socket.as_fd())?;
+            Ok(socket)
+        })
+    }
 }
 
 /// No kernel half, so no flag.
@@ -52,7 +80,7 @@ impl Error {
 /// Makes connections to origins.
 #[derive(Clone)]
 pub struct Dialer {
-    own: Arc<dyn OwnSocket>,
+    sockets: Arc<dyn Sockets>,
     limit: Duration,
     netns: Netns,
 }
@@ -60,8 +88,13 @@ pub struct Dialer {
 impl Dialer {
     /// In the agent's own network namespace.
     pub fn new(own: Arc<dyn OwnSocket>, limit: Duration) -> Self {
+        Self::by(Arc::new(Flagging(own)), limit)
+    }
+
+    /// The same, with sockets that `sockets` makes.
+    pub fn by(sockets: Arc<dyn Sockets>, limit: Duration) -> Self {
         Self {
-            own,
+            sockets,
             limit,
             netns: Netns::OWN,
         }
@@ -93,8 +126,7 @@ impl Dialer {
     }
 
     async fn socket(&self, origin: OriginAddr) -> io::Result<TcpSocket> {
-        let socket = self.netns.socket(origin.0.is_ipv4()).await?;
-        self.own.flag(socket.as_fd())?;
+        let socket = self.sockets.socket(&self.netns, origin.0.is_ipv4()).await?;
         socket.set_nodelay(true)?;
         Ok(socket)
     }

@@ -208,6 +208,28 @@ pub const HANDOVER_ANSWER_TIME: Duration = Duration::from_secs(5);
 pub const HANDOVER_READY_TIME: Duration = Duration::from_secs(60);
 /// Longest message of a hand-over, bytes.
 pub const HANDOVER_BYTES: usize = 64 * 1024;
+/// Largest configuration that is read, bytes.
+pub const CONFIG_BYTES: u64 = 8 * 1024 * 1024;
+/// Packets between the two processes of the daemon, bytes; what the warden says beyond that goes as a file.
+pub const WIRE_INLINE_BYTES: usize = 64 * 1024;
+/// The same for what no connection waits for: 8,192 addresses have 350 KB.
+pub const WIRE_SLOW_BYTES: usize = 512 * 1024;
+/// Largest such file.
+pub const WIRE_BODY_BYTES: u64 = 64 * 1024 * 1024;
+/// Questions of one process to the other that wait for their answers.
+pub const WIRE_WAITING: usize = 16 * 1024;
+/// Time for an answer that a connection waits for; it is a matter of microseconds.
+pub const WIRE_TIME: Duration = Duration::from_secs(5);
+/// Time for the others.
+pub const WIRE_SLOW_TIME: Duration = Duration::from_secs(30);
+/// Pods that are told of at once; with sixteen containers that are left alone, each has a kilobyte.
+pub const WIRE_PODS: usize = 128;
+/// Processes that are asked for at once.
+pub const WIRE_PROCESSES: usize = 256;
+/// Longest filter of the log that is taken, bytes.
+pub const LOG_FILTER_BYTES: usize = 4 * 1024;
+/// Time for the data path to build what a configuration needs; an RSA key of 4096 bits takes a second.
+pub const PREPARE_TIME: Duration = Duration::from_secs(60);
 /// Largest discovery document that is read, bytes (RFC 8414; a usual one has 4 KiB).
 pub const DISCOVERY_BYTES: usize = 64 * 1024;
 /// Largest JWKS that is read, bytes.

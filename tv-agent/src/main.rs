@@ -11,6 +11,7 @@ use tracing_subscriber::{EnvFilter, Layer as _, reload};
 use tv_agent::cli::{Cli, Command, exit};
 use tv_agent::commands;
 use tv_agent::control::LogFilter;
+use tv_agent::data_path::{self, Begun};
 use tv_agent::enter::{EnterSpec, enter};
 use tv_agent::trust::live;
 
@@ -53,13 +54,30 @@ fn main() -> ExitCode {
             }
         };
     }
+    // Before a data path cannot see its cgroup's share of the processors any more.
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let begun = match &cli.command {
+        // As above: it gives up its privileges, which threads have each.
+        Command::DataPath => match data_path::enter() {
+            Ok(begun) => Some(begun),
+            Err(error) => {
+                eprintln!("tv-agent: {}", commands::chain(&error));
+                return exit::FAILED.into();
+            }
+        },
+        _ => None,
+    };
+    let options = log_options(&cli);
     let filter = log(&cli);
     if matches!(cli.command, Command::Run(_))
         && let Err(error) = commands::run::enter_cgroup_namespace()
     {
         tracing::warn!(%error, "cannot enter the host's cgroup namespace; names of processes stay unknown");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -67,12 +85,28 @@ fn main() -> ExitCode {
             return exit::FAILED.into();
         }
     };
-    runtime.block_on(run(cli.command, filter)).into()
+    let code = match begun {
+        Some(begun) => runtime.block_on(serve(begun, filter)),
+        None => runtime.block_on(run(cli.command, filter, &options)),
+    };
+    // Nothing that is still under way keeps anybody waiting.
+    runtime.shutdown_background();
+    code.into()
 }
 
-async fn run(command: Command, filter: LogFilter) -> u8 {
+async fn serve(begun: Begun, filter: LogFilter) -> u8 {
+    match data_path::run(begun, filter).await {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tracing::error!("{}", commands::chain(&error));
+            exit::FAILED
+        }
+    }
+}
+
+async fn run(command: Command, filter: LogFilter, options: &[String]) -> u8 {
     match command {
-        Command::Run(args) => commands::run::run(&args, filter).await,
+        Command::Run(args) => commands::run::run(&args, filter, options).await,
         Command::Exec(args) => commands::exec::run(&args).await,
         Command::Check(args) => commands::check::run(&args).await,
         Command::Explain(args) => commands::explain::run(&args).await,
@@ -87,15 +121,28 @@ async fn run(command: Command, filter: LogFilter) -> u8 {
         Command::BugReport(args) => commands::bug_report::run(&args).await,
         Command::Webhook(args) => commands::webhook::run(&args).await,
         Command::Version(args) => commands::version::run(args),
-        Command::Enter(_) | Command::TrustMount | Command::ConfinedProbe(_) => {
+        Command::Enter(_) | Command::TrustMount | Command::DataPath | Command::ConfinedProbe(_) => {
             unreachable!("handled before the runtime")
         }
     }
 }
 
+/// What was said of the log, to be said again.
+fn log_options(cli: &Cli) -> Vec<String> {
+    let filter = cli
+        .log
+        .iter()
+        .flat_map(|filter| ["--log".to_owned(), filter.clone()]);
+    let json = cli.log_json.then(|| "--log-json".to_owned());
+    filter.chain(json).collect()
+}
+
 /// To standard error. The daemon tells what it does; other commands only what goes wrong.
 fn log(cli: &Cli) -> LogFilter {
-    let daemon = matches!(cli.command, Command::Run(_) | Command::Webhook(_));
+    let daemon = matches!(
+        cli.command,
+        Command::Run(_) | Command::DataPath | Command::Webhook(_)
+    );
     let default = if daemon { "info" } else { "warn" };
     let filter = cli.log.as_deref().unwrap_or(default);
     let (filter, wrong) = match EnvFilter::try_new(filter) {

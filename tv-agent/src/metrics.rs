@@ -13,10 +13,12 @@ use prometheus_client::registry::{Registry, Unit};
 mod identities;
 mod kubernetes;
 mod labels;
+mod merge;
 
 use identities::Identities;
 pub use kubernetes::Kubernetes;
 pub use labels::*;
+pub use merge::merged;
 
 /// Handles of all families. Cheap to clone.
 #[derive(Clone)]

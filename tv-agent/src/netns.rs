@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::ifaddrs::getifaddrs;
@@ -38,10 +39,18 @@ pub struct NetnsId {
 pub struct Netns(Option<Arc<Other>>);
 
 struct Other {
+    /// Never given twice by one process, whichever namespaces come again.
+    number: u64,
     cookie: NetnsCookie,
     /// None once it is closed.
-    door: Mutex<Option<Arc<OwnedFd>>>,
-    visitors: Visitors,
+    door: Mutex<Option<Door>>,
+}
+
+#[derive(Clone)]
+enum Door {
+    Here(Arc<OwnedFd>, Visitors),
+    /// Held by another process, which makes the sockets.
+    Elsewhere,
 }
 
 impl Netns {
@@ -66,10 +75,19 @@ impl Netns {
             sys::netns_cookie(socket.as_fd())
         });
         Ok(Self(Some(Arc::new(Other {
+            number: next_number(),
             cookie: cookie.await?,
-            door: Mutex::new(Some(door)),
-            visitors: visitors.clone(),
+            door: Mutex::new(Some(Door::Here(door, visitors.clone()))),
         }))))
+    }
+
+    /// The one that another process calls `number`; that one makes its sockets.
+    pub fn elsewhere(number: u64, cookie: NetnsCookie) -> Self {
+        Self(Some(Arc::new(Other {
+            number,
+            cookie,
+            door: Mutex::new(Some(Door::Elsewhere)),
+        })))
     }
 
     /// The namespace behind `door`, a descriptor of it that another agent held, and its `cookie`.
@@ -80,16 +98,38 @@ impl Netns {
         let file = File::from(door);
         let id = id_of(&file.metadata()?);
         let other = Other {
+            number: next_number(),
             cookie,
-            door: Mutex::new(Some(Arc::new(file.into()))),
-            visitors: visitors.clone(),
+            door: Mutex::new(Some(Door::Here(Arc::new(file.into()), visitors.clone()))),
         };
         Ok((id, Self(Some(Arc::new(other)))))
     }
 
     /// The descriptor that keeps it alive; None for the agent's own, and once it is closed.
     pub fn door(&self) -> Option<Arc<OwnedFd>> {
-        self.0.as_ref().and_then(|other| other.door().clone())
+        match self.0.as_ref()?.door().clone()? {
+            Door::Here(door, _) => Some(door),
+            Door::Elsewhere => None,
+        }
+    }
+
+    /// What two processes call it; None for the agent's own.
+    pub fn number(&self) -> Option<u64> {
+        self.0.as_ref().map(|other| other.number)
+    }
+
+    /// As [`socket`](Self::socket), made by the calling thread, which steps inside for it: not for a runtime's worker.
+    ///
+    /// # Errors
+    /// As [`socket`](Self::socket).
+    pub fn socket_here(&self, ipv4: bool) -> io::Result<TcpSocket> {
+        match &self.0 {
+            None => new_socket(ipv4),
+            Some(other) => match other.door().clone() {
+                Some(Door::Here(door, visitors)) => visitors.step_in(&door, || new_socket(ipv4)),
+                Some(Door::Elsewhere) | None => Err(closed()),
+            },
+        }
     }
 
     /// None for the agent's own.
@@ -102,14 +142,7 @@ impl Netns {
     /// # Errors
     /// When the namespace is closed, or no socket can be had.
     pub async fn socket(&self, ipv4: bool) -> io::Result<TcpSocket> {
-        let make = move || {
-            if ipv4 {
-                TcpSocket::new_v4()
-            } else {
-                TcpSocket::new_v6()
-            }
-        };
-        self.visit(make).await
+        self.visit(move || new_socket(ipv4)).await
     }
 
     /// Whether native IPv6 has somewhere to go, the namespace's own addresses included.
@@ -165,18 +198,35 @@ impl Netns {
             return errand();
         };
         let door = other.door().clone();
-        let Some(door) = door else {
-            return Err(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "no workload lives in the network namespace any more",
-            ));
+        let Some(Door::Here(door, visitors)) = door else {
+            return Err(closed());
         };
-        other.visitors.visit(door, errand).await
+        visitors.visit(door, errand).await
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "no workload lives in the network namespace any more",
+    )
+}
+
+fn next_number() -> u64 {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
+}
+
+fn new_socket(ipv4: bool) -> io::Result<TcpSocket> {
+    if ipv4 {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
     }
 }
 
 impl Other {
-    fn door(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+    fn door(&self) -> MutexGuard<'_, Option<Door>> {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

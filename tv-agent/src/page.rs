@@ -355,6 +355,7 @@ mod tests {
                 version: "1.2.3".into(),
                 bpf_sha256: None,
                 pid: 7,
+                data_path: None,
                 ready: true,
                 uptime_s: 7300,
                 listeners: vec![],

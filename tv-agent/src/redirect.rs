@@ -1,12 +1,14 @@
 //! Stage 1: the kernel half as the agent sees it. `redirect/` is the only user of aya.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::addr::{HostName, NetnsCookie, OriginAddr, PeerAddr};
 
@@ -33,7 +35,7 @@ pub use pins::DEFAULT_PIN_ROOT;
 pub use probe::{Finding, probe};
 
 /// What the kernel half recorded about a redirected connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recorded {
     /// Where the workload wanted to go. A v4-mapped destination is given as IPv4.
     pub origin: OriginAddr,
@@ -61,6 +63,9 @@ pub trait NetnsFacts: Send + Sync {
     fn set(&self, netns: NetnsCookie, v6_routable: bool) -> Result<(), Error>;
 
     fn forget(&self, netns: NetnsCookie);
+
+    /// Somebody there looked names up before the programs could see it.
+    fn unsure(&self, netns: NetnsCookie);
 }
 
 /// The candidate addresses of `capture: dns`, as far as the agent has to do with them; faked in tests.
@@ -68,15 +73,12 @@ pub trait Narrow: Send + Sync {
     /// A routed host is known to have `address`; it is kept for `time` at least.
     fn keep(&self, address: IpAddr, time: Duration);
 
-    /// Removes what has had its time, but no address that `open` says a connection is open to.
-    fn sweep(&self, open: &dyn Fn(IpAddr) -> bool) -> Option<Narrowing>;
-
-    /// Somebody in the namespace looked names up before the programs could see it.
-    fn unsure(&self, netns: NetnsCookie);
+    /// Removes what has had its time, but no address that a connection is `open` to.
+    fn sweep(&self, open: &HashSet<IpAddr>) -> Option<Narrowing>;
 }
 
 /// What narrowing amounts to.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Narrowing {
     /// `dns` or `cidr`.
     pub capture: Cow<'static, str>,

@@ -24,7 +24,7 @@ mod store;
 pub use algorithm::Algorithm;
 pub use key::{Key, KeyError};
 pub use keyset::{KeySet, KeySets, SetError, Shown, Source};
-pub use store::StoreError;
+pub use store::{Due, Keeper, Store, StoreError, install as install_keeper};
 
 /// How one token is made of another.
 #[derive(Clone, Debug, PartialEq)]

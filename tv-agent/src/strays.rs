@@ -21,13 +21,13 @@ use tokio::time::MissedTickBehavior;
 use crate::addr::OriginAddr;
 use crate::clock;
 use crate::diag::{self, Answer, Connection, Protocol};
-use crate::flows::{Flow, Flows};
+use crate::flows::Flow;
 use crate::limits;
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::netns::{Found, Netns, NetnsId, Visitors};
 use crate::phase::{self, Phase};
 use crate::redirect::Recorded;
-use crate::workload::{PodFacts, Workload, Workloads};
+use crate::workload::{Workload, Workloads};
 
 mod holders;
 mod probe;
@@ -64,8 +64,8 @@ impl Scope {
     }
 }
 
-/// A scope, and where the facts of pods come from.
-pub type InForce = (Arc<Scope>, Arc<dyn PodFacts>);
+/// Takes the records of what was found; the facts of pods are still to be added.
+pub type Tell = Arc<dyn Fn(Flow) + Send + Sync>;
 
 /// How it got past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,8 +174,8 @@ pub struct Watch {
     pub home: NetnsId,
     pub workloads: Arc<Workloads>,
     /// What is in force now.
-    pub current: Arc<dyn Fn() -> InForce + Send + Sync>,
-    pub flows: Flows,
+    pub scope: Arc<dyn Fn() -> Arc<Scope> + Send + Sync>,
+    pub tell: Tell,
     pub metrics: Metrics,
 }
 
@@ -194,10 +194,8 @@ impl Watch {
                 () = phase::reached(&mut watched, Phase::HandedOver) => return,
             }
             let askers = self.askers(&mut turn).await;
-            let (scope, pods) = (self.current)();
             let look = Look {
-                scope,
-                pods,
+                scope: (self.scope)(),
                 workloads: self.workloads.clone(),
                 holders,
             };
@@ -271,7 +269,7 @@ impl Watch {
                 ..Flow::default()
             };
             stray.workload.introduce(&mut flow);
-            self.flows.note(flow);
+            (self.tell)(flow);
         }
         if more > 0 {
             tracing::warn!(
@@ -297,7 +295,6 @@ fn logged(count: usize, most: usize) -> (usize, usize) {
 /// One look at some namespaces, away from the runtime.
 struct Look {
     scope: Arc<Scope>,
-    pods: Arc<dyn PodFacts>,
     workloads: Arc<Workloads>,
     holders: Holders,
 }
@@ -378,7 +375,7 @@ impl Look {
                 // It holds the socket now, whenever that was connected.
                 connected: clock::since_boot(),
             };
-            self.workloads.identify(&recorded, &*self.pods)
+            self.workloads.identify(&recorded)
         };
         // Only what lies below an enrolled cgroup has a path there.
         let reason = Reason::of(connection.cgroup, |id| identify(id).cgroup.is_some());

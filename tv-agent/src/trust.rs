@@ -42,7 +42,10 @@ pub use install::{Installed, install, is_installed};
 pub use keystore::Unusable;
 pub use ledger::{Installation, Ledger, MntnsId, StoreKind, Unreached};
 pub use root::{Found, Root};
-pub use state::{Ask, Belief, Issuing, Known, Processes, Row, Runtime, Sign, Standing};
+pub use state::{
+    Ask, Belief, Here, Issuing, Key as ProcessKey, Known, Listed, Looked, Processes, Row, Runtime, Sight,
+    Sign, Standing,
+};
 use store::Store;
 pub use undo::{Removed, uninstall};
 

@@ -1,12 +1,18 @@
 //! Stage 4: who connects. The cgroup id that the kernel half recorded becomes a path, and a path an identity.
 
+use std::io;
 use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{NetnsCookie, PeerAddr};
 use crate::flows::Flow;
-use crate::redirect::Recorded;
+use crate::netns::MountsId;
+use crate::redirect::{OriginLookup, Recorded};
 
 mod identity;
 mod pods;
@@ -28,12 +34,13 @@ const FOUND: Duration = Duration::from_secs(60);
 const MISSED: Duration = Duration::from_secs(1);
 
 /// The caller of one connection, as the kernel saw it at connect().
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     pub cgroup_id: u64,
     /// None when the cgroup is gone or out of sight: then nothing is known of the caller but its ids.
     pub cgroup: Option<Arc<Cgroup>>,
-    /// What was known of its pod when it connected.
+    /// What was known of its pod when it connected. Never sent from one process to another: see [`Workload::of_pod`].
+    #[serde(skip)]
     pub pod: Option<Arc<Pod>>,
     pub tgid: u32,
     /// None only where nobody connected, and one is imagined.
@@ -42,11 +49,65 @@ pub struct Workload {
     pub process: Option<Arc<str>>,
     /// When that process started, clock ticks since boot: with its id, what tells it from all others.
     pub started: Option<u64>,
+    /// The mount namespace that it lived in then.
+    pub mounts: Option<MountsId>,
     /// Name of `uid` on the host; a container's users are its own.
     pub user: Option<Arc<str>>,
 }
 
+/// Who connected, and where to.
+pub type Call = (Recorded, Workload);
+
+/// Tells who is behind an accepted connection; in another process where this one may not look.
+pub trait Callers: Send + Sync {
+    /// Takes the record of the connection from `peer`; the facts of pods are not asked. None: nobody recorded it, so it
+    /// must be closed.
+    fn take<'a>(
+        &'a self,
+        netns: NetnsCookie,
+        peer: PeerAddr,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Option<Call>>> + Send + 'a>>;
+}
+
+/// Looks here.
+pub struct Recognised {
+    pub origins: Arc<dyn OriginLookup>,
+    pub workloads: Arc<Workloads>,
+}
+
+impl Recognised {
+    /// As [`Callers::take`].
+    ///
+    /// # Errors
+    /// When the table of records cannot be read.
+    pub fn take_now(&self, netns: NetnsCookie, peer: PeerAddr) -> io::Result<Option<Call>> {
+        let recorded = self.origins.take(netns, peer)?;
+        Ok(recorded.map(|recorded| (recorded, self.workloads.identify(&recorded))))
+    }
+}
+
+impl Callers for Recognised {
+    fn take<'a>(
+        &'a self,
+        netns: NetnsCookie,
+        peer: PeerAddr,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Option<Call>>> + Send + 'a>> {
+        Box::pin(std::future::ready(self.take_now(netns, peer)))
+    }
+}
+
 impl Workload {
+    /// The same with what is known of its pod.
+    #[must_use]
+    pub fn of_pod(mut self, pods: &dyn PodFacts) -> Self {
+        let uid = self
+            .cgroup
+            .as_deref()
+            .and_then(|cgroup| cgroup.identity.pod.as_deref());
+        self.pod = uid.and_then(|uid| pods.of(uid));
+        self
+    }
+
     /// Tells the record of a connection who it is.
     pub fn introduce(&self, flow: &mut Flow) {
         if let Some(cgroup) = self.cgroup.as_deref() {
@@ -68,7 +129,7 @@ impl Workload {
 }
 
 /// A cgroup and what its path says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
     /// Below the cgroup2 mount, with a leading slash.
     pub path: String,
@@ -123,8 +184,8 @@ impl Workloads {
         self.roots.load_full()
     }
 
-    /// The caller behind a record.
-    pub fn identify(&self, recorded: &Recorded, pods: &dyn PodFacts) -> Workload {
+    /// The caller behind a record, without the facts of its pod.
+    pub fn identify(&self, recorded: &Recorded) -> Workload {
         let id = recorded.cgroup_id;
         let cgroup = self.known.get_with(id, || {
             let roots = self.roots.load();
@@ -138,11 +199,12 @@ impl Workloads {
         let contained = identity.is_none_or(|i| i.pod.is_some() || i.container.is_some());
         Workload {
             cgroup_id: id,
-            pod: identity.and_then(|i| pods.of(i.pod.as_deref()?)),
+            pod: None,
             tgid: recorded.tgid,
             uid: Some(recorded.uid),
-            started: process.as_ref().map(|process| process.started),
-            process: process.map(|process| process.command.into()),
+            started: process.as_ref().map(|(process, _)| process.started),
+            mounts: process.as_ref().and_then(|(_, mounts)| *mounts),
+            process: process.map(|(process, _)| process.command.into()),
             user: (!contained).then(|| self.users.name(recorded.uid)).flatten(),
             cgroup,
         }
@@ -208,7 +270,7 @@ mod tests {
     }
 
     fn path(workloads: &Workloads, id: u64) -> Option<String> {
-        let found = workloads.identify(&recorded(id), &NoFacts);
+        let found = workloads.identify(&recorded(id));
         found.cgroup.map(|cgroup| cgroup.path.clone())
     }
 
@@ -255,10 +317,10 @@ mod tests {
         };
         let (pod, unit) = (make(&format!("kubepods/pod{UID}")), make("billing.service"));
         let workloads = Workloads::new(mount.path().into(), vec![mount.path().into()]);
-        let found = workloads.identify(&recorded(pod), &Table);
+        let found = workloads.identify(&recorded(pod)).of_pod(&Table);
         assert_eq!(found.pod.unwrap().name, UID);
         assert_eq!(found.user, None, "root of a pod is not the host's");
-        let found = workloads.identify(&recorded(unit), &Table);
+        let found = workloads.identify(&recorded(unit)).of_pod(&Table);
         assert_eq!((found.pod, found.user.as_deref()), (None, Some("root")));
         assert_eq!(found.process, None);
     }

@@ -144,12 +144,39 @@ impl Daemon<'_> {
         get(self.metrics, path)
     }
 
-    /// The most memory that it ever held (VmHWM, proc_pid_status(5)), bytes.
+    /// Its process that serves connections.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn data_path(&self) -> io::Result<Pid> {
+        let agent = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children"))?;
+        let serves = |pid: &&str| {
+            let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            line.is_ok_and(|line| line.contains("__data-path"))
+        };
+        let found = children.split_whitespace().find(serves);
+        let pid = found.ok_or(io::ErrorKind::NotFound)?.parse();
+        pid.map(Pid::from_raw).map_err(io::Error::other)
+    }
+
+    /// The user that [`Daemon::data_path`] runs as.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn data_path_user(&self) -> io::Result<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.data_path()?))?;
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        let id = ids.and_then(|ids| ids.split_whitespace().next()?.parse().ok());
+        id.ok_or(io::ErrorKind::InvalidData.into())
+    }
+
+    /// The most memory that the process that serves ever held (VmHWM, proc_pid_status(5)), bytes.
     ///
     /// # Errors
     /// When it is gone.
     pub fn peak_memory(&self) -> io::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.running.pid()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.data_path()?))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
         let kib: u64 = kib
@@ -159,28 +186,21 @@ impl Daemon<'_> {
         Ok(kib * 1024)
     }
 
-    /// How many descriptors it has open.
+    /// How many descriptors the process that serves has open.
     ///
     /// # Errors
     /// When it is gone.
     pub fn descriptors(&self) -> io::Result<usize> {
-        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.pid()))?.count())
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.data_path()?))?.count())
     }
 
-    /// The processor time that it has used (proc_pid_stat(5)).
+    /// The processor time that both of its processes have used (proc_pid_stat(5)).
     ///
     /// # Errors
     /// When it is gone.
     pub fn processor_time(&self) -> io::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        // The name, which may hold anything, ends with the last parenthesis; utime and stime are fields 14 and 15.
-        let fields = stat
-            .rsplit_once(')')
-            .map_or("", |(_, rest)| rest)
-            .split_whitespace();
-        let ticks: u64 = fields.skip(11).take(2).flat_map(str::parse::<u64>).sum();
-        // USER_HZ, which is 100 on every architecture that Rust's standard library supports.
-        Ok(Duration::from_millis(ticks * 10))
+        let ours = processor_time(self.pid())?;
+        Ok(ours + processor_time(self.data_path()?)?)
     }
 
     /// # Errors
@@ -284,6 +304,18 @@ impl Daemon<'_> {
         }
         Ok(())
     }
+}
+
+fn processor_time(pid: Pid) -> io::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, which may hold anything, ends with the last parenthesis; utime and stime are fields 14 and 15.
+    let fields = stat
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).flat_map(str::parse::<u64>).sum();
+    // USER_HZ, which is 100 on every architecture that Rust's standard library supports.
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 fn start(world: &World, wrapper: &[&str], config: &Path) -> io::Result<Running> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls_pki_types::CertificateDer;
 
 use super::{Error, keys};
-use crate::config::{Capture, Config, Install, Quic};
+use crate::config::{Capture, Config, Install, Intercept, Quic};
 use crate::dial::Dialer;
 use crate::metrics::Metrics;
 use crate::policy::Routes;
@@ -62,14 +62,8 @@ pub(super) fn snapshot(
         signers.insert(name, Arc::new(sign::SigningVault::new(settings, &keysets)?));
     }
     let roots = Arc::new(roots::compose(&config.extra_roots, own)?);
-    let scope = strays::Scope {
-        ports: config.intercept.ports,
-        bypass: config.intercept.bypass,
-        block_quic: config.intercept.quic == Quic::Block,
-        narrowed: !matches!(config.intercept.capture, Capture::All),
-    };
     Ok(Snapshot {
-        scope: Arc::new(scope),
+        scope: Arc::new(scope(&config.intercept)),
         routes: Routes::new(config.routes),
         vaults,
         verifiers,
@@ -84,6 +78,16 @@ pub(super) fn snapshot(
             (None, None) => Arc::new(workload::NoFacts),
         },
     })
+}
+
+/// What should be captured.
+pub fn scope(intercept: &Intercept) -> strays::Scope {
+    strays::Scope {
+        ports: intercept.ports.clone(),
+        bypass: intercept.bypass.clone(),
+        block_quic: intercept.quic == Quic::Block,
+        narrowed: !matches!(intercept.capture, Capture::All),
+    }
 }
 
 /// The way to the collector of `traces`.

@@ -1,8 +1,5 @@
 //! How an agent ends: at once, after a drain, or leaving its listeners to another.
 
-use tokio::sync::oneshot;
-
-use super::namespaces::Order;
 use super::{Agent, Room};
 use crate::accept::Listener;
 use crate::phase::Phase;
@@ -17,6 +14,9 @@ pub struct Inheritance {
 impl Agent {
     /// Ends at once, with whatever is open.
     pub async fn stop_now(self) {
+        if let Some(grounds) = self.grounds {
+            grounds.abandon().await;
+        }
         for task in self.loops {
             task.abort();
             // Aborted, which is what was asked for.
@@ -25,38 +25,18 @@ impl Agent {
     }
 
     /// Stops accepting, lets what is open finish for `listen.drain_seconds`, and ends.
-    pub async fn stop(self) {
-        self.enter(Phase::Ending).await;
-    }
-
-    /// All that it listens on, for a successor. It goes on serving, and serves no further network namespace until
-    /// [`keep`](Self::keep).
-    pub async fn bequeath(&self) -> Option<Inheritance> {
-        let (reply, rooms) = oneshot::channel();
-        // Nobody takes orders where other namespaces are not served.
-        let asked = self.orders.send(Order::Freeze(reply)).await;
-        let rooms = if asked.is_ok() {
-            rooms.await.ok()?
-        } else {
-            Vec::new()
+    pub async fn stop(mut self) {
+        let grounds = self.grounds.take();
+        let served = async {
+            if let Some(grounds) = grounds {
+                grounds.leave(Phase::Ending).await;
+            }
         };
-        let (v4, v6) = self.home.clone()?;
-        Some(Inheritance { v4, v6, rooms })
+        self.end(Phase::Ending, served).await;
     }
 
-    /// The successor did not come.
-    pub async fn keep(&self) {
-        // As above.
-        let _ = self.orders.send(Order::Thaw).await;
-    }
-
-    /// Leaves accepting to a successor, lets what is open finish for `listen.drain_seconds`, and ends.
-    pub async fn hand_over(self) {
-        self.enter(Phase::HandedOver).await;
-    }
-
-    async fn enter(mut self, phase: Phase) {
-        self.home = None;
+    /// Enters `phase`, waits until everything is `served` to its end, and ends.
+    pub async fn end(self, phase: Phase, served: impl Future<Output = ()>) {
         self.phase.send_replace(phase);
         // Who has not come back by half of the time is closed while idle, not cut off.
         let half = tokio::time::sleep(self.drain / 2);
@@ -65,8 +45,10 @@ impl Agent {
             half.await;
             sender.send_replace(Phase::Ending);
         });
+        // It ends by itself, at the deadline at the latest.
+        served.await;
         for task in self.loops {
-            // It ends by itself, at the deadline at the latest.
+            // As above.
             let _ = task.await;
         }
         second.abort();

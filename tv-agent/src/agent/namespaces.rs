@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -11,13 +10,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::Serve;
 use crate::accept::{self, Listener};
 use crate::dial::OwnSocket;
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::netns::{self, Found, Netns, NetnsId, Seen, Visitors};
 use crate::phase::{self, Phase};
-use crate::redirect::{Listeners, Narrow, NetnsFacts};
+use crate::redirect::{Listeners, NetnsFacts};
 
 mod error;
 mod incomplete;
@@ -38,10 +38,6 @@ const _: () = assert!(2 * limits::NAMESPACES <= tv_ebpf::abi::NETNS_ENTRIES);
 const REFRESH: Duration = Duration::from_millis(500);
 const REFRESHED: usize = 128;
 
-pub(super) type Serve = Box<
-    dyn Fn(Listener, Netns, watch::Receiver<Phase>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync,
->;
-
 /// All of them, and what is needed to serve one more.
 pub(super) struct Namespaces {
     /// Serves one listener until told to stop, and its connections to their end.
@@ -52,7 +48,6 @@ pub(super) struct Namespaces {
     pub(super) listeners: Listeners,
     pub(super) own: Arc<dyn OwnSocket>,
     pub(super) facts: Arc<dyn NetnsFacts>,
-    pub(super) narrow: Option<Arc<dyn Narrow>>,
     pub(super) visitors: Visitors,
     pub(super) metrics: Metrics,
     /// The namespace that the agent runs in.
@@ -219,12 +214,8 @@ impl Namespaces {
         if let Some(cookie) = netns.cookie() {
             self.facts.set(cookie, v6_routable)?;
             // Its names were looked up while nobody watched.
-            if let Some(narrow) = self
-                .narrow
-                .as_ref()
-                .filter(|_| netns::older_than_us(seen.process))
-            {
-                narrow.unsure(cookie);
+            if netns::older_than_us(seen.process) {
+                self.facts.unsure(cookie);
             }
         }
         Ok(self.serve_in(hold, v4, v6, seen.cgroup.clone(), accepting))

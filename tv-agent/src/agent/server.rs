@@ -23,7 +23,7 @@ impl Server {
         listener: Listener,
         netns: Netns,
         phase: watch::Receiver<Phase>,
-    ) -> impl Future<Output = ()> + Send + 'static {
+    ) -> impl Future<Output = ()> + Send + use<> {
         let connections = self.connections.clone();
         let serve = move |stream, peer, cookie| {
             let (connections, netns) = (connections.clone(), netns.clone());

@@ -121,19 +121,16 @@ fn a_full_disk_holds_nobody_up_and_refuses_where_that_is_asked_for() {
 
 /// Another process, which hands over descriptors and knows when the file was renamed away.
 struct Other {
-    path: PathBuf,
-    renamed: Arc<AtomicBool>,
+    path: AtPath,
     opened: Arc<std::sync::atomic::AtomicU64>,
 }
 
-impl Open for Other {
-    fn open(&mut self) -> io::Result<File> {
-        self.opened.fetch_add(1, Ordering::Relaxed);
-        ByPath(self.path.clone()).open()
-    }
-
-    fn is_current(&mut self, _: &File) -> bool {
-        !self.renamed.swap(false, Ordering::Relaxed)
+impl Trail for Other {
+    fn opened(&self, known: Option<FileId>) -> io::Result<Option<File>> {
+        let opened = self.path.opened(known)?;
+        self.opened
+            .fetch_add(u64::from(opened.is_some()), Ordering::Relaxed);
+        Ok(opened)
     }
 }
 
@@ -146,20 +143,18 @@ fn the_file_can_be_opened_by_somebody_else() {
         to: Destination::File(dir.path().join("none/audit.json")),
         on_failure: OnFailure::Continue,
     };
-    let (renamed, opened) = (Arc::new(AtomicBool::new(false)), Arc::default());
+    let opened = Arc::default();
     let other = Other {
-        path: path.clone(),
-        renamed: renamed.clone(),
+        path: AtPath(path.clone()),
         opened: Arc::clone(&opened),
     };
     let metrics = Metrics::new();
-    let audit = Audit::start_with(&settings, other, metrics.clone()).unwrap();
+    let audit = Audit::through(&settings, Some(Box::new(other)), metrics.clone()).unwrap();
     for (count, what) in [(1, "first"), (2, "second"), (3, "third")] {
         audit.note(0, &Record { what });
         wait_for("the line", || counted(&metrics, "written") == count);
         if what == "second" {
             fs::rename(&path, dir.path().join("audit.json.1")).unwrap();
-            renamed.store(true, Ordering::Relaxed);
         }
     }
     assert_eq!(opened.load(Ordering::Relaxed), 2);

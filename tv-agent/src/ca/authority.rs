@@ -9,10 +9,11 @@ use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::files::{self, Paths};
-use super::mint::Mint;
+use super::mint::{Elsewhere, Mint, Minted, Request};
 use super::profile::{self, CaKey};
 use super::show;
 use super::subtree::Subtrees;
@@ -22,7 +23,9 @@ use crate::encode::certificate_pem;
 
 /// A node's intermediate (certificate and key), the CAs above it, and the roots' certificates. No root's key is in it.
 pub struct Authority {
-    mint: Mint,
+    signer: Signer,
+    subtrees: Subtrees,
+    not_after: OffsetDateTime,
     /// The intermediate, and the CAs between it and the root.
     chain: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
@@ -32,7 +35,83 @@ pub struct Authority {
     ends: Vec<(&'static str, OffsetDateTime)>,
 }
 
+enum Signer {
+    Here(Box<Mint>),
+    Elsewhere(Arc<dyn Elsewhere>),
+}
+
+/// An [`Authority`] without its key, for a process that has leaves signed by another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Public {
+    /// DER, as [`Authority::chain`] and [`Authority::anchors`].
+    chain: Vec<Vec<u8>>,
+    anchors: Vec<Vec<u8>>,
+    subtrees: Subtrees,
+    /// Seconds since 1970.
+    not_after: i64,
+    ends: Vec<(String, i64)>,
+}
+
+/// The parts that [`Authority::ends`] may name.
+const PARTS: [&str; 5] = ["root", "intermediate", "issuing", "next_root", "old_root"];
+
 impl Authority {
+    /// The same without the key.
+    pub fn public(&self) -> Public {
+        let der = |all: &[CertificateDer<'_>]| all.iter().map(|der| der.to_vec()).collect();
+        let ends = self.ends.iter();
+        Public {
+            chain: der(&self.chain),
+            anchors: der(&self.anchors),
+            subtrees: self.subtrees.clone(),
+            not_after: self.not_after.unix_timestamp(),
+            ends: ends
+                .map(|(part, end)| ((*part).to_owned(), end.unix_timestamp()))
+                .collect(),
+        }
+    }
+
+    /// One whose leaves `signer` signs. None where a part is missing.
+    pub fn elsewhere(public: Public, signer: Arc<dyn Elsewhere>) -> Option<Self> {
+        let der = |all: Vec<Vec<u8>>| all.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
+        let at = |seconds| OffsetDateTime::from_unix_timestamp(seconds).ok();
+        let (chain, anchors) = (der(public.chain), der(public.anchors));
+        let root = anchors.first()?.clone();
+        chain.first()?;
+        let part = |name: String| PARTS.into_iter().find(|part| *part == name);
+        let ends = public.ends.into_iter();
+        Some(Self {
+            signer: Signer::Elsewhere(signer),
+            subtrees: public.subtrees,
+            not_after: at(public.not_after)?,
+            chain,
+            root_pem: certificate_pem(&root),
+            root,
+            anchors,
+            ends: ends
+                .map(|(name, end)| Some((part(name)?, at(end)?)))
+                .collect::<Option<_>>()?,
+        })
+    }
+
+    /// Signs a leaf, here or where the key is.
+    ///
+    /// # Errors
+    /// As [`Mint::answer`]; [`Error::Elsewhere`].
+    pub fn sign(&self, request: &Request<'_>, now: OffsetDateTime) -> Result<Minted, Error> {
+        match &self.signer {
+            Signer::Here(mint) => mint.answer(request, now),
+            Signer::Elsewhere(other) => {
+                other
+                    .answer(request, &self.chain[0])
+                    .map_err(|reason| Error::Elsewhere {
+                        host: request.host.clone(),
+                        reason,
+                    })
+            }
+        }
+    }
+
     /// A CA for one run, in memory only. The root's key signs the intermediate and is wiped at once.
     ///
     /// `permitted`: DNS subtrees (`googleapis.com` stands for itself and all names below it).
@@ -152,17 +231,17 @@ impl Authority {
 
     /// Whether the intermediate's name constraints let it sign for `host`.
     pub fn permits(&self, host: &HostName) -> bool {
-        self.mint.subtrees().permit(host)
+        self.subtrees.permit(host)
     }
 
     /// The DNS subtrees that the intermediate may sign for, sorted.
     pub fn permitted(&self) -> &[String] {
-        &self.mint.subtrees().permitted
+        &self.subtrees.permitted
     }
 
     /// When the first certificate of the chain, the root included, ends. Leaves never outlive it.
     pub fn not_after(&self) -> OffsetDateTime {
-        self.mint.not_after()
+        self.not_after
     }
 
     /// When each certificate ends, by its part: `root`, `intermediate`, `issuing`, `next_root`, `old_root`.
@@ -170,9 +249,13 @@ impl Authority {
         &self.ends
     }
 
-    /// What signs.
+    /// What signs; only for tests, which play the thief of the key.
+    #[cfg(test)]
     pub(super) fn mint(&self) -> &Mint {
-        &self.mint
+        match &self.signer {
+            Signer::Here(mint) => mint,
+            Signer::Elsewhere(_) => panic!("the key is elsewhere"),
+        }
     }
 
     pub(super) fn assemble(
@@ -189,7 +272,13 @@ impl Authority {
         let not_after = ends.iter().map(|(_, end)| *end).min();
         let not_after = not_after.unwrap_or(OffsetDateTime::UNIX_EPOCH);
         Ok(Self {
-            mint: Mint::new(&chain[0], key, subtrees, not_after).map_err(make)?,
+            signer: Signer::Here(
+                Mint::new(&chain[0], key, subtrees.clone(), not_after)
+                    .map_err(make)?
+                    .into(),
+            ),
+            subtrees,
+            not_after,
             root_pem: certificate_pem(&root),
             anchors: vec![root.clone()],
             root,
@@ -200,7 +289,7 @@ impl Authority {
 
     /// Signs a leaf for a permitted name and verifies it as a client does, signatures and constraints included.
     pub(super) fn prove(&self, now: OffsetDateTime) -> Result<(), rustls::Error> {
-        let subtrees = self.mint.subtrees();
+        let subtrees = &self.subtrees;
         let name = subtrees.permitted[0].trim_start_matches('.');
         let odd = |what: String| rustls::Error::General(what);
         let host = HostName::parse(&format!("tv-agent-self-test.{name}"))
@@ -208,8 +297,10 @@ impl Authority {
             .or_else(|| HostName::parse(name))
             .ok_or_else(|| odd(format!("the permitted name {name:?} is no DNS name")))?;
         let key = CaKey::generate().map_err(|e| odd(e.to_string()))?;
-        let leaf = self
-            .mint
+        let Signer::Here(mint) = &self.signer else {
+            return Err(odd("the key is elsewhere".to_owned()));
+        };
+        let leaf = mint
             .sign(&host, &key, now, self.not_after())
             .map_err(|e| odd(e.to_string()))?;
         let mut roots = RootCertStore::empty();

@@ -106,6 +106,8 @@ pub enum Error {
     AuthorityExpired { host: HostName, at: OffsetDateTime },
     #[error("cannot make a certificate for {host}")]
     Mint { host: HostName, source: rcgen::Error },
+    #[error("no certificate is made for {host}: {reason}")]
+    Elsewhere { host: HostName, reason: String },
     #[error("no leaf for {host}")]
     NotMinted { host: HostName, source: Arc<Error> },
     #[error("a leaf for {host} was asked for with a public key that is not {wanted}")]

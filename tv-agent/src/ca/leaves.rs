@@ -148,7 +148,7 @@ impl Leaves {
             kind,
             public_key,
         };
-        let minted = authority.mint().answer(&request, now)?;
+        let minted = authority.sign(&request, now)?;
         self.metrics.leaves.inc();
         let chain = [&[minted.leaf], authority.chain()].concat();
         Ok(Leaf {

@@ -3,6 +3,7 @@
 
 use rcgen::{Issuer, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::public_key::PublicKey;
@@ -14,25 +15,34 @@ use super::subtree::Subtrees;
 use crate::addr::HostName;
 
 /// The kinds of key that a leaf can have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum KeyKind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KeyKind {
     P256,
     /// 2048 bits.
     Rsa,
 }
 
 /// One leaf to be made. How long it lives and what it may be used for is not for the asker to say.
-pub(super) struct Request<'a> {
-    pub(super) host: &'a HostName,
-    pub(super) kind: KeyKind,
+pub struct Request<'a> {
+    pub host: &'a HostName,
+    pub kind: KeyKind,
     /// SubjectPublicKeyInfo (RFC 5280 §4.1.2.7), DER.
-    pub(super) public_key: &'a [u8],
+    pub public_key: &'a [u8],
 }
 
 /// A leaf, and until when it is valid.
-pub(super) struct Minted {
-    pub(super) leaf: CertificateDer<'static>,
-    pub(super) not_after: OffsetDateTime,
+pub struct Minted {
+    pub leaf: CertificateDer<'static>,
+    pub not_after: OffsetDateTime,
+}
+
+/// Signs leaves where this process has no key; its calls block.
+pub trait Elsewhere: Send + Sync {
+    /// `issuer`: the certificate under which the leaf shall stand.
+    ///
+    /// # Errors
+    /// What was said there, in words.
+    fn answer(&self, request: &Request<'_>, issuer: &CertificateDer<'_>) -> Result<Minted, String>;
 }
 
 /// A node's intermediate with its key.
@@ -84,15 +94,6 @@ impl Mint {
         let not_after = self.not_after.min(now + profile::LEAF_LIFE);
         let leaf = self.sign(request.host, &key, now, not_after).map_err(failed)?;
         Ok(Minted { leaf, not_after })
-    }
-
-    pub(super) fn subtrees(&self) -> &Subtrees {
-        &self.subtrees
-    }
-
-    /// When it signs its last leaf.
-    pub(super) fn not_after(&self) -> OffsetDateTime {
-        self.not_after
     }
 
     /// Signs whatever it is given. Outside of this module only for tests, which play the thief of the key.

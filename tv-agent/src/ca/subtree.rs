@@ -1,10 +1,12 @@
 //! DNS subtrees as name constraints use them (RFC 5280 §4.2.1.10): a name stands for itself and all below it.
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 use crate::addr::HostName;
 
 /// The subtrees that an authority may sign for, and those taken out of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Subtrees {
     pub(super) permitted: Vec<String>,
     pub(super) excluded: Vec<String>,

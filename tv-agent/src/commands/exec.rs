@@ -158,7 +158,10 @@ async fn intercepted(args: &ExecArgs) -> Result<u8, Error> {
             status = child.wait() => break status,
             _ = terminate.recv() => forward(pid, Signal::SIGTERM),
             _ = hangup.recv() => forward(pid, Signal::SIGHUP),
-            _ = heartbeat.tick() => beat(&beating, &agent),
+            _ = heartbeat.tick() => {
+                beat(&beating);
+                agent.sweep();
+            }
         }
     };
     let status = status.map_err(|source| Error::Io {
@@ -200,11 +203,11 @@ async fn serve_metrics(
     let Some(address) = config.metrics.filter(|_| config.metrics_asked) else {
         return;
     };
-    let counters = handles.clone();
+    let (counters, rendered) = (handles.clone(), metrics.clone());
     let admin = Admin {
-        metrics: metrics.clone(),
+        metrics: Arc::new(move || rendered.render()),
         ready: Arc::new(AtomicBool::new(true)),
-        more: Arc::new(move || counters.counters()),
+        more: Arc::new(move || counters.named_counters()),
         keys: Arc::new(move || published.get().map(|current| current.load().keysets.clone())),
         page: None,
     };

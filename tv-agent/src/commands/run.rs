@@ -1,53 +1,55 @@
 //! `tv-agent run`: the daemon.
 
-use std::io;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::{LISTEN_V4, beat, cgroup2_mount, chain, kernel_policy, listen_v6};
-use crate::admin;
-use crate::agent::{self, Agent, Installer, Wiring};
-use crate::ca;
+use crate::agent::{self, Grounds, Inheritance, Installer, Means};
+use crate::audit::AtPath;
+use crate::ca::{self, Authority};
 use crate::cli::{RunArgs, exit};
-use crate::config::{self, Intercept};
+use crate::config::Intercept;
 use crate::control::LogFilter;
 use crate::handover::{self, Estate, Event};
-use crate::kubernetes;
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::redirect::{self, Handles, Redirect};
-use crate::trust::Ledger;
-use crate::workload::Workloads;
+use crate::phase::Phase;
+use crate::redirect::{Handles, Redirect};
+use crate::strays;
+use crate::trust::{Here, Ledger};
+use crate::warden::{self, Answers, DataPath, Lodgings, Naming, Orders, Signers, Spaces};
+use crate::workload::{Recognised, Workloads};
 
 mod authority;
 mod cover;
 mod ends;
 mod enrolled;
 mod host;
+mod error;
+mod facts;
+mod loaded;
 mod node;
 mod pods;
 mod reload;
 mod settled;
-mod socket;
 mod takeover;
 
 use cover::Cover;
 use ends::Ends;
 pub use enrolled::missing_cgroups;
 use enrolled::{Enrolled, agent_cgroup, directories};
+use error::Error;
 pub use host::enter_cgroup_namespace;
-use pods::Pods;
+use loaded::Loaded;
+use pods::{Pods, Tools};
 use settled::Settled;
-use socket::Doing;
 use takeover::{Begun, Local};
 
 /// The name of the one daemon of a machine among the instances.
@@ -57,61 +59,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often the configuration file is looked at. Its digest, not inotify: a ConfigMap is swapped by symlinks.
 const RELOAD: Duration = Duration::from_secs(2);
 
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Config(#[from] config::Error),
-    #[error(
-        "{}: intercept.cgroups is empty, so nothing would be intercepted; name the cgroups of the workloads",
-        file.display()
-    )]
-    NoCgroups { file: PathBuf },
-    #[error(
-        "{}: intercept.cgroups: {path:?} does not exist below {}; create it, or correct the path",
-        file.display(), mount.display()
-    )]
-    NoSuchCgroup {
-        file: PathBuf,
-        path: String,
-        mount: PathBuf,
-    },
-    #[error("the agent itself runs in the enrolled cgroup {path}; start it in a cgroup of its own")]
-    OwnCgroup { path: String },
-    #[error(transparent)]
-    Ca(#[from] ca::Error),
-    #[error(transparent)]
-    Kernel(#[from] super::KernelHalf),
-    #[error(transparent)]
-    Redirect(#[from] redirect::Error),
-    #[error(transparent)]
-    Agent(#[from] agent::Error),
-    #[error(transparent)]
-    Admin(#[from] admin::Error),
-    #[error(transparent)]
-    Socket(#[from] crate::control::Error),
-    #[error(transparent)]
-    Mount(#[from] super::NoCgroup2),
-    #[error(transparent)]
-    Handover(#[from] handover::Error),
-    #[error(
-        "listen.port is {wanted}, and the running agent listens on {running}: sockets that are handed over keep their \
-         address; take it back, or stop the running agent first"
-    )]
-    OtherPort { wanted: u16, running: SocketAddr },
-    #[error("the running agent (process {pid}) lives in another network namespace; start this one there")]
-    Elsewhere { pid: i32 },
-    #[error("a socket cannot be handed over")]
-    Descriptor(#[source] io::Error),
-    #[error("cannot start a thread")]
-    Thread(#[source] io::Error),
-    #[error("cannot handle signals")]
-    Signals(#[source] io::Error),
-    #[error("cannot read /proc/self/cgroup")]
-    Cgroup(#[source] io::Error),
-}
-
-pub async fn run(args: &RunArgs, log: LogFilter) -> u8 {
-    match daemon(args, log).await {
+/// `options`: those of the log, for the data path.
+pub async fn run(args: &RunArgs, log: LogFilter, options: &[String]) -> u8 {
+    match daemon(args, log, options).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -131,7 +81,13 @@ pub async fn run(args: &RunArgs, log: LogFilter) -> u8 {
 struct Daemon {
     file: PathBuf,
     mount: PathBuf,
-    agent: Agent,
+    grounds: Grounds,
+    orders: Orders,
+    naming: Naming,
+    signers: Signers,
+    /// The CA in force, for those who install it.
+    authority: watch::Sender<Arc<Authority>>,
+    scope: Arc<ArcSwap<strays::Scope>>,
     cover: Cover,
     /// None: all that is below the enrolled cgroups is covered.
     pods: Option<Pods>,
@@ -146,15 +102,17 @@ struct Daemon {
     refused: bool,
 }
 
-async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
+async fn daemon(args: &RunArgs, log: LogFilter, options: &[String]) -> Result<(), Error> {
     super::guard_memory();
+    let began = Instant::now();
     let file = &*args.config;
     let mut digest = digest_of(file);
-    let mut config = super::load(Some(file))?;
+    let Loaded { config, named, text } = Loaded::from(file)?;
     let mount = cgroup2_mount()?;
     let enrolled = directories(file, &config.intercept, &mount, config.kubernetes.is_some())?;
     let ca_digest = ca::digest(&config.ca_dir);
     let authority = authority::load(&config)?;
+    agent::check_permitted(&config, &authority)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let mut end = Ends::new().map_err(Error::Signals)?;
 
@@ -174,54 +132,104 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
     let workloads = Arc::new(Workloads::new(mount.clone(), enrolled.fixed.clone()));
     let (intercept, settled) = (config.intercept.clone(), Settled::of(&config));
     let wanted = watch::Sender::new(config.subtrees());
-    let ready = Arc::new(AtomicBool::new(false));
-    let mut node = node::start(config.kubernetes.take(), shared.clone(), &metrics).await;
-    let wiring = Wiring {
-        origins: shared.clone(),
+    let naming = Naming::new(named);
+    let signers = Signers::new(authority.clone());
+    let listening = Arc::new(OnceLock::new());
+    let lodgings = config.kubernetes.as_ref().map(|_| Lodgings::default());
+    let answers = Answers {
+        recognised: Recognised {
+            origins: shared.clone(),
+            workloads: workloads.clone(),
+        },
         own: shared.clone(),
-        namespaces: Some(shared.clone()),
-        narrow: Some(shared),
-        workloads: workloads.clone(),
-        authority,
-        installer: Installer::of(&config.trust),
-        metrics: metrics.clone(),
-        ledger: Ledger::default(),
-        pods: node.as_ref().map(|node| node.table() as _),
-        listen_v4: (LISTEN_V4, settled.port).into(),
-        listen_v6: listen_v6(settled.port),
+        spaces: Spaces::default(),
+        signers: signers.clone(),
+        narrow: shared.clone(),
+        sight: {
+            let workloads = workloads.clone();
+            Here {
+                roots: Arc::new(move || workloads.roots()),
+            }
+        },
+        audit: naming.audit().map(AtPath),
+        naming: naming.clone(),
+        facts: facts::of(
+            began,
+            listening.clone(),
+            handles.clone(),
+            workloads.clone(),
+            metrics.clone(),
+        ),
+        log,
+        pods: lodgings.clone(),
     };
-    let sockets = sockets.complete(&settled).await?;
+    let mut data_path = DataPath::start(Path::new("/proc/self/exe"), options, config.user, answers)?;
+    let orders = data_path.orders().clone();
+    orders
+        .begin(file, text.as_fd(), &authority, warden::home())
+        .await?;
+    let authority = watch::Sender::new(authority);
+    let scope = Arc::new(ArcSwap::from_pointee(agent::scope(&intercept)));
+    let ledger = Ledger::default();
+    tokio::spawn(orders.clone().follow(ledger.clone()));
+    let means = Means {
+        own: shared.clone(),
+        facts: Some(shared),
+        workloads: workloads.clone(),
+        installer: Installer::of(&config.trust),
+        ledger,
+        metrics: metrics.clone(),
+        authority: authority.subscribe(),
+        scope: {
+            let scope = scope.clone();
+            Arc::new(move || scope.load_full())
+        },
+        tell: orders.teller(),
+        serve: orders.server(),
+        // The data path has the connections to origins, and is told when a namespace is left.
+        sweep: Arc::new(|| {}),
+    };
+    let local = sockets.complete(&settled).await?;
     let cover = Cover::new(redirect);
-    let agent = match before {
-        None => Agent::start(config, wiring).await?,
+    let grounds = match before {
+        None => {
+            let v4 = (LISTEN_V4, settled.port).into();
+            let inheritance = Inheritance::bind(&*means.own, v4, listen_v6(settled.port))?;
+            Grounds::open(inheritance, means)?
+        }
         Some(before) => {
             before
-                .follow(config, wiring, &cover, &enrolled.fixed, &mount)
+                .follow(&intercept, means, &cover, &enrolled.fixed, &mount)
                 .await?
         }
     };
-    let local = sockets.serve(
-        &agent,
-        handles.clone(),
-        workloads.clone(),
-        metrics.clone(),
-        Doing {
-            ready: ready.clone(),
-            watched: node.as_ref().map(kubernetes::Node::health),
-        },
-        log,
-    )?;
-    let pods = match &mut node {
-        Some(node) => {
-            node.follow(agent.flows());
-            Some(node::pods(node, &cover, &workloads, &metrics, &mount).map_err(Error::Cgroup)?)
+    listening.get_or_init(|| grounds.listeners());
+    local.serve(&orders).await?;
+    let pods = match (&config.kubernetes, &lodgings) {
+        (Some(settings), Some(lodgings)) => {
+            node::listed(lodgings.orders(), settings.unknown).await;
+            let tools = Tools {
+                cover: cover.clone(),
+                workloads: workloads.clone(),
+                metrics: metrics.clone(),
+                orders: lodgings.orders(),
+                tell: orders.noter(),
+                unknown: settings.unknown,
+                own: super::own_cgroup(&mount).map_err(Error::Cgroup)?,
+            };
+            Some(Pods::new(tools))
         }
-        None => None,
+        _ => None,
     };
     let mut daemon = Daemon {
         file: file.to_owned(),
         mount,
-        agent,
+        grounds,
+        orders,
+        naming,
+        signers,
+        authority,
+        scope,
         cover,
         pods,
         handles,
@@ -251,29 +259,29 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
         daemon.wanted.subscribe(),
         authorities,
     ));
-    ready.store(true, Ordering::Relaxed);
-    tracing::info!(listen = %daemon.agent.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
+    daemon.orders.ready(true).await?;
+    tracing::info!(listen = %daemon.grounds.listeners().v4, cgroups = ?daemon.intercept.cgroups, "intercepting");
 
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
+    let heartbeat = tokio::spawn(heartbeat(daemon.orders.clone(), daemon.handles.clone()));
     let mut look = tokio::time::interval(RELOAD);
     // While another agent takes over, what it was told stays so.
     let mut giving = false;
     let handed_over = loop {
         tokio::select! {
-            _ = heartbeat.tick() => beat(&daemon.handles, &daemon.agent),
+            error = data_path.ended() => return Err(error.into()),
             _ = look.tick(), if !giving => {
                 let now = digest_of(file);
                 // A file that cannot be read just now is being replaced: look again.
                 if now.is_some() && now != digest {
                     digest = now;
-                    daemon.reload();
+                    daemon.reload().await;
                 }
             }
             _ = hangup.recv(), if !giving => {
                 digest = digest_of(file);
-                daemon.reload();
+                daemon.reload().await;
             }
-            Some(authority) = renewed.recv(), if !giving => daemon.take_authority(authority),
+            Some(authority) = renewed.recv(), if !giving => daemon.take_authority(authority).await,
             Some(event) = asked.recv() => match event {
                 Event::Asked(reply) => {
                     giving = true;
@@ -282,7 +290,7 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
                 }
                 Event::Abandoned => {
                     giving = false;
-                    daemon.agent.keep().await;
+                    daemon.grounds.keep().await;
                     daemon.go_on();
                 }
                 Event::Taken => break true,
@@ -290,28 +298,32 @@ async fn daemon(args: &RunArgs, log: LogFilter) -> Result<(), Error> {
             () = end.asked() => break false,
         }
     };
-    ready.store(false, Ordering::Relaxed);
-    let (drain, agent) = (daemon.settled.drain, daemon.agent);
-    let draining: Pin<Box<dyn Future<Output = ()>>> = if handed_over {
+    heartbeat.abort();
+    // One that is ending itself needs not be told.
+    let _ = daemon.orders.ready(false).await;
+    let (drain, grounds) = (daemon.settled.drain, daemon.grounds);
+    let phase = if handed_over {
         tracing::info!(?drain, "another agent has taken over; finishing what is open");
-        local.close().await;
+        // A successor answers there.
+        drop(local);
         daemon.cover.with(Redirect::leave);
         drop(kept);
-        Box::pin(agent.hand_over())
+        Phase::HandedOver
     } else {
         tracing::info!(
             ?drain,
             "stopping; enrolled workloads stay refused until an agent runs again, or `tv-agent cleanup`"
         );
-        Box::pin(agent.stop())
+        Phase::Ending
     };
     // Who has handed over is told to stop once in any case, by who supervises it.
     let mut told = !handed_over;
+    let draining = async { tokio::join!(data_path.end(handed_over), grounds.leave(phase)) };
     tokio::pin!(draining);
     let mut drained = false;
     while !drained || handed_over && args.linger && !told {
         tokio::select! {
-            () = &mut draining, if !drained => drained = true,
+            _ = &mut draining, if !drained => drained = true,
             () = end.asked() => {
                 if told {
                     tracing::warn!("told to stop again: ending at once");
@@ -331,7 +343,7 @@ impl Daemon {
         let Enrolled { fixed, trees } = enrolled;
         let belt = agent_cgroup(&self.mount, fixed)?;
         self.cover
-            .apply(&kernel_policy(&self.intercept, self.agent.listeners(), belt))?;
+            .apply(&kernel_policy(&self.intercept, self.grounds.listeners(), belt))?;
         self.handles.heartbeat()?;
         self.cover.attach(fixed)?;
         match &self.pods {
@@ -348,7 +360,7 @@ impl Daemon {
 
     /// All that a successor needs.
     async fn estate(&self, door: &OwnedFd, local: &Local) -> Option<Estate> {
-        let inheritance = self.agent.bequeath().await?;
+        let inheritance = self.grounds.bequeath().await?;
         takeover::estate(&self.cover, door, local, inheritance)
             .inspect_err(|error| tracing::error!(%error, "cannot hand over"))
             .ok()
@@ -359,6 +371,19 @@ impl Daemon {
         let again = self.directories(&self.intercept);
         if let Err(error) = again.and_then(|enrolled| self.apply(&enrolled)) {
             tracing::error!("the kernel half: {}", chain(&error));
+        }
+    }
+}
+
+/// Tells the kernel half that the agent lives for as long as both processes do, and answer each other.
+async fn heartbeat(orders: Orders, handles: Handles) {
+    let mut tick = tokio::time::interval(HEARTBEAT);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        match orders.beat().await {
+            Ok(()) => beat(&handles),
+            Err(error) => tracing::error!("{}", chain(&error)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::addr::OriginAddr;
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -18,20 +19,25 @@ impl Table {
     }
 }
 
-impl OriginLookup for Table {
-    fn take(&self, _: NetnsCookie, _: PeerAddr) -> std::io::Result<Option<Recorded>> {
+impl Callers for Table {
+    fn take<'a>(
+        &'a self,
+        _: NetnsCookie,
+        _: PeerAddr,
+    ) -> Pin<Box<dyn Future<Output = std::io::Result<Option<Call>>> + Send + 'a>> {
         let mut inner = self.0.lock().unwrap();
         inner.0 += 1;
         if let Some(client) = inner.1.take() {
             reset_on_close(&client);
         }
-        Ok(Some(Recorded {
+        let recorded = Recorded {
             origin: OriginAddr("192.0.2.1:443".parse().unwrap()),
             cgroup_id: 1,
             tgid: 1,
             uid: 0,
             connected: Duration::ZERO,
-        }))
+        };
+        Box::pin(std::future::ready(Ok(Some((recorded, Workload::default())))))
     }
 }
 
@@ -46,8 +52,8 @@ async fn connected() -> (TcpStream, TcpStream, PeerAddr) {
 async fn a_connection_takes_its_own_record() {
     let (_client, stream, peer) = connected().await;
     let table = Table::new(None);
-    let taken = take(&table, &stream, peer, NetnsCookie(1)).unwrap();
-    assert_eq!((taken.unwrap().cgroup_id, table.asked()), (1, 1));
+    let taken = take(&table, &stream, peer, NetnsCookie(1)).await.unwrap();
+    assert_eq!((taken.unwrap().0.cgroup_id, table.asked()), (1, 1));
 }
 
 #[tokio::test]
@@ -56,7 +62,7 @@ async fn a_client_that_is_gone_leaves_the_record_to_the_next_with_its_address() 
     reset_on_close(&client);
     drop(client);
     let table = Table::new(None);
-    let error = take(&table, &stream, peer, NetnsCookie(1)).unwrap_err();
+    let error = take(&table, &stream, peer, NetnsCookie(1)).await.unwrap_err();
     assert_eq!((error.reason(), table.asked()), ("closed_early", 0));
 }
 
@@ -64,7 +70,7 @@ async fn a_client_that_is_gone_leaves_the_record_to_the_next_with_its_address() 
 async fn a_client_that_goes_meanwhile_is_not_served_with_what_may_be_anothers_record() {
     let (client, stream, peer) = connected().await;
     let table = Table::new(Some(client));
-    let error = take(&table, &stream, peer, NetnsCookie(1)).unwrap_err();
+    let error = take(&table, &stream, peer, NetnsCookie(1)).await.unwrap_err();
     assert_eq!((error.reason(), table.asked()), ("closed_early", 1));
 }
 

@@ -27,6 +27,7 @@ fn status() -> Status {
         version: "1".into(),
         bpf_sha256: None,
         pid: 7,
+        data_path: None,
         ready: true,
         uptime_s: 1,
         listeners: vec!["127.34.67.1:15443".into()],

@@ -1,11 +1,11 @@
 //! What proves the agent to the API server and the API server to the agent. The only reader of files here.
 
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::settings::{Material, Server};
+use crate::files;
 use crate::limits;
 use crate::secret::Secret;
 
@@ -52,7 +52,7 @@ fn material_of(material: &Material) -> Result<Arc<Secret>, Error> {
 fn text_of(file: &Path) -> Result<String, Error> {
     let mut text = String::new();
     let limit = limits::API_CREDENTIAL_BYTES;
-    File::open(file)
+    files::open(file)
         .and_then(|opened| opened.take(limit + 1).read_to_string(&mut text))
         .map_err(|source| Error::Read {
             file: file.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 
@@ -11,7 +12,7 @@ use crate::limits;
 use crate::metrics::Metrics;
 
 /// Something that happened to a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// As its cgroup names it.
     pub pod: String,
@@ -22,7 +23,7 @@ pub struct Note {
 }
 
 /// The reasons of Events; part of the interface, see docs/kubernetes.md.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// A request or connection to a routed host was refused.
     Refused,

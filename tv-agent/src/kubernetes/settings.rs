@@ -57,6 +57,19 @@ pub struct Server {
     pub identity: Option<(Material, Material)>,
 }
 
+impl Server {
+    /// The files that are read for it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let identity = self.identity.iter().flat_map(|(chain, key)| [chain, key]);
+        let all = self.token.iter().chain(&self.ca).chain(identity);
+        let files = all.filter_map(|material| match material {
+            Material::File(path) => Some(path.clone()),
+            Material::Inline(_) => None,
+        });
+        files.collect()
+    }
+}
+
 /// Something that a file holds, or the configuration itself.
 #[derive(Clone)]
 pub enum Material {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{NetnsId, id_of};
@@ -53,7 +54,7 @@ pub struct Seen {
 }
 
 /// What tells a mount namespace from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MountsId {
     /// The kernel's number, which is never given out twice (Linux 6.11); before that the device of nsfs, and the inode of
     /// a namespace that is gone is soon another's.

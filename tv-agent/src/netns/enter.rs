@@ -77,6 +77,23 @@ impl Visitors {
     }
 }
 
+impl Visitors {
+    /// Runs `errand` inside the namespace behind `door` on this very thread, which has to be one of its own.
+    ///
+    /// # Errors
+    /// What `errand` says, or the kernel when it does not let us in.
+    ///
+    /// # Panics
+    /// When the thread cannot come home: whatever it did next would happen in the wrong namespace.
+    pub(super) fn step_in<T>(&self, door: &OwnedFd, errand: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        setns(door, CloneFlags::CLONE_NEWNET)?;
+        let done = errand();
+        setns(&*self.shared.home, CloneFlags::CLONE_NEWNET)
+            .expect("a thread comes home from where it could go to");
+        done
+    }
+}
+
 impl Shared {
     fn hire(&self) -> io::Result<()> {
         let (queue, home) = (self.queue.clone(), self.home.clone());

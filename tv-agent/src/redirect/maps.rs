@@ -206,6 +206,12 @@ impl Handles {
             .collect()
     }
 
+    /// The same with owned names.
+    pub fn named_counters(&self) -> Vec<(String, u64)> {
+        let all = self.counters().into_iter();
+        all.map(|(reason, count)| (reason.to_owned(), count)).collect()
+    }
+
     fn set_deadline(&self, deadline: u64) -> Result<(), Error> {
         let mut map = lock(&self.shared.deadline);
         if self.is_retired() {
@@ -280,6 +286,10 @@ impl NetnsFacts for Handles {
             // Only one that was never told is not there.
             let _ = map.remove(&netns.0);
         }
+    }
+
+    fn unsure(&self, netns: NetnsCookie) {
+        self.tell_unsure(netns);
     }
 }
 

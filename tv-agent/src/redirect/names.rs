@@ -1,6 +1,6 @@
 //! Narrowing by name: routed names in, candidate addresses and unsure namespaces out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -134,14 +134,14 @@ impl Names {
         lock(&self.candidates).iter().filter_map(Result::ok).collect()
     }
 
-    fn sweep(&self, open: &dyn Fn(IpAddr) -> bool) {
+    fn sweep(&self, open: &HashSet<IpAddr>) {
         let now = now_ns();
         for (key, until) in self.candidates() {
             let address = from_mapped(key);
             if until > now {
                 continue;
             }
-            if open(address) {
+            if open.contains(&address) {
                 // Full or not: it is there already.
                 let _ = self.keep(address, Duration::from_secs(FLOOR.into()));
                 continue;
@@ -202,12 +202,14 @@ impl Narrow for Handles {
         }
     }
 
-    fn sweep(&self, open: &dyn Fn(IpAddr) -> bool) -> Option<Narrowing> {
+    fn sweep(&self, open: &HashSet<IpAddr>) -> Option<Narrowing> {
         self.names().sweep(open);
         self.narrowing()
     }
+}
 
-    fn unsure(&self, netns: NetnsCookie) {
+impl Handles {
+    pub(super) fn tell_unsure(&self, netns: NetnsCookie) {
         let names = self.names();
         let Some(unsure_for) = names.unsure_for() else {
             return;
@@ -218,9 +220,7 @@ impl Narrow for Handles {
             let _ = names.widen(unsure_for);
         }
     }
-}
 
-impl Handles {
     /// What narrowing amounts to now. None with `capture: all`.
     pub fn narrowing(&self) -> Option<Narrowing> {
         self.names().narrowing()

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -56,8 +57,46 @@ struct Document {
     keys: Vec<Stored>,
 }
 
+/// When a current key gives way to a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Due {
+    /// When there is none yet, or it is of another algorithm than is asked for.
+    Unfit,
+    /// The same, or it was made before that time, which another process may have changed meanwhile.
+    Before(u64),
+    Now,
+}
+
+impl Due {
+    fn is_for(self, current: &Stored, how: &Generate) -> bool {
+        match self {
+            Self::Unfit => current.algorithm != how.algorithm,
+            Self::Before(time) => current.created < time,
+            Self::Now => true,
+        }
+    }
+}
+
+/// Makes keys for a process that may not write where they are kept.
+pub trait Keeper: Send + Sync {
+    /// Changes the file of the key set `name` where that is due.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    fn change(&self, name: &str, due: Due) -> io::Result<()>;
+}
+
+static KEEPER: OnceLock<Box<dyn Keeper>> = OnceLock::new();
+
+/// From now on keys are made by `keeper`. Once for the process; a second one is ignored.
+pub fn install(keeper: Box<dyn Keeper>) {
+    // The first one stays: two would contradict each other.
+    let _ = KEEPER.set(keeper);
+}
+
 /// The file of one generated key set.
 pub struct Store {
+    name: String,
     pub path: PathBuf,
     lock: PathBuf,
 }
@@ -66,6 +105,7 @@ impl Store {
     /// `name` was checked: it is a file name without dots at its start.
     pub fn new(dir: &Path, name: &str) -> Self {
         Self {
+            name: name.to_owned(),
             path: dir.join(format!("{name}.json")),
             lock: dir.join(format!(".{name}.lock")),
         }
@@ -83,10 +123,9 @@ impl Store {
             {
                 self.keys(&document)
             }
-            Ok(_) => self.change(how, now, |key| key.algorithm != how.algorithm),
+            Ok(_) => self.change(how, now, Due::Unfit),
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                self.make_directory()?;
-                self.change(how, now, |_| false)
+                self.change(how, now, Due::Unfit)
             }
             Err(error) => Err(error),
         }
@@ -99,22 +138,23 @@ impl Store {
 
     /// Makes a new current key. The one before stays as the previous; the one before that is forgotten.
     pub fn rotate(&self, how: &Generate, now: u64) -> Result<Vec<Key>, StoreError> {
-        self.make_directory()?;
-        self.change(how, now, |_| true)
+        self.change(how, now, Due::Now)
     }
 
     /// The same, if the current key was made before `before`, which another process may have changed meanwhile.
     pub fn rotate_older(&self, how: &Generate, now: u64, before: u64) -> Result<Vec<Key>, StoreError> {
-        self.change(how, now, |key| key.created < before)
+        self.change(how, now, Due::Before(before))
     }
 
-    /// Under the lock: adds a key when there is none, or when `due` says so of the current one.
-    fn change(
-        &self,
-        how: &Generate,
-        now: u64,
-        due: impl Fn(&Stored) -> bool,
-    ) -> Result<Vec<Key>, StoreError> {
+    /// Under the lock: adds a key when there is none, or when one is `due`.
+    pub fn change(&self, how: &Generate, now: u64, due: Due) -> Result<Vec<Key>, StoreError> {
+        if let Some(keeper) = KEEPER.get() {
+            keeper
+                .change(&self.name, due)
+                .map_err(failed("change", &self.path))?;
+            return self.load();
+        }
+        self.make_directory()?;
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
@@ -129,7 +169,7 @@ impl Store {
             }
             other => other?,
         };
-        if document.keys.first().is_none_or(due) {
+        if document.keys.first().is_none_or(|key| due.is_for(key, how)) {
             let (_, stored) = Key::generate(how.algorithm, how.bits, now).map_err(StoreError::Generate)?;
             document.keys.insert(0, stored);
             document.keys.truncate(2);

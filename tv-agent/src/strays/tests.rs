@@ -1,7 +1,7 @@
 //! What is of concern, what is told, and how often.
 
 use super::*;
-use crate::workload::NoFacts;
+use crate::flows::Flows;
 
 fn scope() -> Scope {
     Scope {
@@ -148,20 +148,25 @@ fn watch(ports: Vec<u16>) -> Watch {
         visitors: Visitors::new().unwrap(),
         home: HERE,
         workloads: Arc::new(Workloads::new("/nonexistent".into(), vec![])),
-        current: Arc::new(move || (scope.clone(), Arc::new(NoFacts))),
-        flows: Flows::new(),
+        scope: Arc::new(move || scope.clone()),
+        tell: Arc::new(|_| {}),
         metrics: Metrics::new(),
     }
 }
 
 #[tokio::test]
 async fn what_is_told_is_counted_and_kept_whatever_the_log_shows() {
-    let watch = watch(vec![443]);
+    let flows = Flows::new();
+    let noted = flows.clone();
+    let watch = Watch {
+        tell: Arc::new(move |flow| noted.note(flow)),
+        ..watch(vec![443])
+    };
     let count = limits::STRAYS_LOGGED + 5;
     let news: Vec<_> = (0..count as u64).map(|cookie| stray(cookie, HERE)).collect();
     watch.tell(&news);
     assert_eq!(super::count(&watch.metrics), count as u64);
-    let (kept, _) = watch.flows.follow();
+    let (kept, _) = flows.follow();
     assert_eq!(kept.len(), count);
     assert_eq!(kept[0].outcome, "uncaptured");
     assert_eq!(kept[0].origin.as_deref(), Some("192.0.2.20:443"));

@@ -83,6 +83,7 @@ impl Ledger {
     /// Somebody installs wherever enrolled processes live: from now on it is worth while to wait for it.
     pub fn attend(&self) {
         self.0.attended.store(true, Ordering::Relaxed);
+        self.0.changes.send_modify(|count| *count += 1);
     }
 
     /// Whether somebody does.
@@ -131,6 +132,17 @@ impl Ledger {
         entry.map_or((None, 0), |entry| {
             (Some(entry.installation.clone()), entry.version)
         })
+    }
+
+    /// Counts up with each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
+    }
+
+    /// All that is in place, as [`versioned`](Self::versioned) gives it.
+    pub fn all(&self) -> HashMap<MntnsId, (Arc<Installation>, u64)> {
+        let entry = |(id, entry): (&MntnsId, &Entry)| (*id, (entry.installation.clone(), entry.version));
+        self.namespaces().iter().map(entry).collect()
     }
 
     /// Waits until an installation was tried in `id`, at most `limit`; whether it was.

@@ -9,7 +9,6 @@ mod look;
 mod runtime;
 mod table;
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,10 +25,10 @@ use crate::workload::{Process, Workload};
 pub use evidence::{Belief, Sign};
 use evidence::{Evidence, Facts};
 pub use known::Known;
-use look::Looked;
-pub use look::Row;
+pub use look::{Here, Listed, Looked, Row, Sight};
 pub use runtime::Runtime;
-use table::{Key, Record, Table};
+pub use table::Key;
+use table::{Record, Table};
 
 /// How often the dead are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -63,20 +62,27 @@ struct Shared {
     issuing: Issuing,
     flows: Flows,
     metrics: Metrics,
-    /// Where the agent lives: nobody installs there while connections wait.
     home: Option<MntnsId>,
+    sight: Arc<dyn Sight>,
     readers: Arc<Semaphore>,
     table: Mutex<Table>,
 }
 
 impl Processes {
-    pub fn new(ledger: Ledger, issuing: Issuing, flows: Flows, metrics: Metrics) -> Self {
+    pub fn new(
+        sight: Arc<dyn Sight>,
+        ledger: Ledger,
+        issuing: Issuing,
+        flows: Flows,
+        metrics: Metrics,
+    ) -> Self {
         Self(Arc::new(Shared {
             ledger,
             issuing,
             flows,
             metrics,
-            home: look::own_mntns(),
+            home: sight.home(),
+            sight,
             readers: Arc::new(Semaphore::new(limits::TRUST_READERS)),
             table: Mutex::new(Table::new(limits::TRUST_PROCESSES)),
         }))
@@ -145,12 +151,9 @@ impl Processes {
 
     /// As [`tend`](Self::tend) does it, once. Blocks.
     pub fn sweep(&self) {
-        let (keys, mut programs) = {
-            let table = self.table();
-            (table.keys(), table.programs())
-        };
-        for key in keys {
-            let looked = Looked::at(key, &mut programs);
+        let keys = self.table().keys();
+        let all = self.0.sight.look(&keys);
+        for (key, looked) in keys.into_iter().zip(all) {
             let mut table = self.table();
             let Some(record) = table.peek(key) else { continue };
             match looked {
@@ -185,7 +188,7 @@ impl Processes {
         let mntns = match known {
             Some((mntns, _)) => mntns,
             None => {
-                let mntns = look::mntns_of(key.pid);
+                let mntns = workload.mounts.map(MntnsId::from);
                 let guess = workload.process.as_deref().and_then(Runtime::of_name);
                 let record = Record::new(mntns, guess.unwrap_or_default(), workload.clone());
                 self.table().insert(key, record, &self.0.metrics);
@@ -208,8 +211,8 @@ impl Processes {
         let permit = self.0.readers.clone().try_acquire_owned().ok()?;
         let this = self.clone();
         Some(tokio::task::spawn_blocking(move || {
-            let looked = Looked::at(key, &mut HashMap::new());
-            if let (Ok(looked), Some(record)) = (looked, this.table().peek(key)) {
+            let looked = this.0.sight.look(&[key]).pop();
+            if let (Some(Ok(looked)), Some(record)) = (looked, this.table().peek(key)) {
                 record.learn(looked);
             }
             drop(permit);

@@ -1,7 +1,6 @@
 //! What is known of a pod besides its UID. The cgroup's path does not say it: somebody who knows has to.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::identity::is_pod_uid;
-use crate::limits;
+use crate::{files, limits};
 
 /// The facts of one pod, by their Kubernetes names.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -113,7 +112,7 @@ impl PodFacts for Directory {
 fn read(file: &Path) -> Result<Pod, Error> {
     let mut text = String::new();
     let limit = limits::POD_FACTS_BYTES;
-    File::open(file)?.take(limit + 1).read_to_string(&mut text)?;
+    files::open(file)?.take(limit + 1).read_to_string(&mut text)?;
     if text.len() as u64 > limit {
         return Err(Error::TooLarge);
     }

@@ -9,6 +9,8 @@ use nix::fcntl::{OFlag, openat, readlinkat};
 use nix::sys::stat::Mode;
 use nix::unistd::{SysconfVar, sysconf};
 
+use crate::netns::MountsId;
+
 /// Longer than either file ever is.
 const MAX_BYTES: u64 = 8 * 1024;
 
@@ -23,11 +25,17 @@ pub struct Process {
 impl Process {
     /// The process `tgid`, unless that is another one by now: one of another cgroup than `cgroup`, or one that
     /// started after `connected` (since boot).
-    pub(super) fn that_connected(tgid: u32, cgroup: &str, connected: Duration) -> Option<Self> {
+    pub(super) fn that_connected(
+        tgid: u32,
+        cgroup: &str,
+        connected: Duration,
+    ) -> Option<(Self, Option<MountsId>)> {
         let opened = Opened::new(tgid).ok()?;
         let same = in_cgroup(&opened.cgroups, cgroup)
             && began_before(opened.process.started, ticks_per_second()?, connected);
-        same.then_some(opened.process)
+        // Without it, nothing is known of its trust.
+        let mounts = || MountsId::of_file(&opened.open("ns/mnt").ok()?).ok();
+        same.then(|| (opened.process.clone(), mounts()))
     }
 
     /// When it started, since boot.
@@ -157,7 +165,8 @@ mod tests {
             return;
         };
         let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap());
-        let found = Process::that_connected(own, path, now).unwrap();
+        let (found, mounts) = Process::that_connected(own, path, now).unwrap();
+        assert_eq!(mounts, MountsId::of("/proc/self/ns/mnt").ok());
         assert!(!found.command.is_empty() && Process::since_boot(found.started) <= now);
         // The same number, but of another cgroup, or younger than the connection.
         assert_eq!(Process::that_connected(own, "/elsewhere", now), None);

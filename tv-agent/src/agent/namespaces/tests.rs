@@ -13,11 +13,12 @@ impl NetnsFacts for NoFacts {
         Ok(())
     }
     fn forget(&self, _: NetnsCookie) {}
+    fn unsure(&self, _: NetnsCookie) {}
 }
 
 fn namespaces(limit: usize, metrics: &Metrics) -> Namespaces {
     Namespaces {
-        serve: Box::new(|_, _, _| Box::pin(async {})),
+        serve: Arc::new(|_, _, _| Box::pin(async {})),
         sweep: Arc::new(|| {}),
         listeners: Listeners {
             v4: "127.0.0.1:0".parse().unwrap(),
@@ -25,7 +26,6 @@ fn namespaces(limit: usize, metrics: &Metrics) -> Namespaces {
         },
         own: Arc::new(Unflagged),
         facts: Arc::new(NoFacts),
-        narrow: None,
         visitors: Visitors::new().unwrap(),
         metrics: metrics.clone(),
         home: netns::own_id().unwrap(),

@@ -105,8 +105,8 @@ fn look_at(dir: &Path, permitted: Option<Vec<String>>, seen: [u8; 32]) -> Looked
 
 impl Daemon {
     /// A CA that was found in the changed files.
-    pub(super) fn take_authority(&mut self, authority: Arc<Authority>) {
-        let present = self.agent.authority().borrow().clone();
+    pub(super) async fn take_authority(&mut self, authority: Arc<Authority>) {
+        let present = self.authority.borrow().clone();
         if present.chain() == authority.chain() && present.anchors() == authority.anchors() {
             return;
         }
@@ -120,10 +120,13 @@ impl Daemon {
         }
         let other_anchors = present.anchors() != authority.anchors();
         tracing::info!(until = %authority.not_after(), roots = authority.anchors().len(), "another CA is in force");
-        self.agent.adopt(authority);
+        if let Err(error) = self.adopt(authority).await {
+            tracing::error!("{}", chain(&error));
+            return;
+        }
         // Whom we believe upstream depends on what is ours; and what was refused may have waited for this CA.
         if other_anchors || self.refused {
-            self.reload();
+            self.reload().await;
         }
     }
 
@@ -131,8 +134,8 @@ impl Daemon {
     ///
     /// # Errors
     /// [`agent::Error::NotPermitted`] where it is not, and what can be wrong with it.
-    pub(super) fn widen_authority(&mut self, config: &Config) -> Result<(), Error> {
-        let present = self.agent.authority().borrow().clone();
+    pub(super) async fn widen_authority(&mut self, config: &Config) -> Result<(), Error> {
+        let present = self.authority.borrow().clone();
         let Err(not_permitted) = agent::check_permitted(config, &present) else {
             return Ok(());
         };
@@ -142,7 +145,14 @@ impl Daemon {
             Err(ca::Error::RootKeyNeeded { .. }) => return Err(not_permitted.into()),
             renewed => drop(renewed?),
         }
-        self.agent.adopt(Arc::new(Authority::load(&self.settled.ca_dir)?));
+        self.adopt(Arc::new(Authority::load(&self.settled.ca_dir)?)).await
+    }
+
+    /// The key first, then who shows its certificate, then who installs its root.
+    async fn adopt(&self, authority: Arc<Authority>) -> Result<(), Error> {
+        self.signers.adopt(authority.clone());
+        self.orders.adopt(&authority).await?;
+        self.authority.send_replace(authority);
         Ok(())
     }
 }

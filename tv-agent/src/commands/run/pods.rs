@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::cover::Cover;
 use crate::commands::chain;
-use crate::kubernetes::{Note, Orders, Reason, Teller, Unknown};
+use crate::kubernetes::{Note, Orders, Reason, Unknown};
 use crate::metrics::{Metrics, ReasonLabels};
 use crate::redirect::cgroup_id;
 use crate::workload::Workloads;
@@ -38,7 +38,8 @@ pub(super) struct Tools {
     pub workloads: Arc<Workloads>,
     pub metrics: Metrics,
     pub orders: watch::Receiver<Arc<Orders>>,
-    pub teller: Teller,
+    /// Has a pod told something.
+    pub tell: Arc<dyn Fn(Note) + Send + Sync>,
     pub unknown: Unknown,
     /// The agent's own cgroup: its pod is left alone.
     pub own: PathBuf,
@@ -274,7 +275,7 @@ impl Looked {
         }
         if self.told.insert(id) {
             tracing::error!(pod = uid, cgroup = %directory.display(), error, "cannot {reason}; trying again");
-            self.tools.teller.tell(Note {
+            (self.tools.tell)(Note {
                 pod: uid.to_owned(),
                 reason: Reason::NotIntercepted,
                 about: reason.to_owned(),

@@ -1,15 +1,18 @@
-//! A new configuration while the daemon runs: whole, or not at all.
+//! A new configuration: both processes take it whole, or neither does.
 
-use super::enrolled::agent_cgroup;
-use super::settled::Settled;
-use super::{Daemon, Error};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+
+use super::{Daemon, Enrolled, Error, Loaded, Settled, agent_cgroup};
+use crate::agent;
 use crate::commands::chain;
+use crate::config::Intercept;
 use crate::metrics::ResultLabels;
 
 impl Daemon {
     /// Takes the file's new contents whole, or keeps the old configuration.
-    pub(super) fn reload(&mut self) {
-        let result = match self.try_reload() {
+    pub(super) async fn reload(&mut self) {
+        let result = match self.try_reload().await {
             Ok(()) => {
                 tracing::info!("configuration reloaded");
                 "ok"
@@ -29,29 +32,48 @@ impl Daemon {
             .inc();
     }
 
-    fn try_reload(&mut self) -> Result<(), Error> {
-        let config = crate::commands::load(Some(&self.file))?;
+    async fn try_reload(&mut self) -> Result<(), Error> {
+        let Loaded { config, named, text } = Loaded::from(&self.file)?;
         let enrolled = self.directories(&config.intercept)?;
         agent_cgroup(&self.mount, &enrolled.fixed)?;
         if Settled::of(&config) != self.settled {
             tracing::warn!(
-                "listen, admin, audit, traces, ca.dir, trust and kubernetes take effect when the agent is restarted"
+                "listen, admin, audit, traces, ca.dir, trust, kubernetes and privileges take effect when the agent is \
+                 restarted"
             );
         }
         let intercept = config.intercept.clone();
         let wanted = config.subtrees();
-        self.widen_authority(&config)?;
-        let prepared = self.agent.prepare(config)?;
-        // The kernel half can still say no; then everything is as before.
+        self.widen_authority(&config).await?;
+        self.naming.prepare(named);
+        let done = self.put_in_force(text, intercept, &enrolled).await;
+        if done.is_err() {
+            self.naming.abandon();
+        }
+        done?;
+        self.naming.install();
+        self.wanted.send_replace(wanted);
+        Ok(())
+    }
+
+    /// The data path builds it, the kernel half takes it; either can say no, and everything is as before.
+    async fn put_in_force(
+        &mut self,
+        text: OwnedFd,
+        intercept: Intercept,
+        enrolled: &Enrolled,
+    ) -> Result<(), Error> {
+        self.orders.prepare(text.as_fd()).await?;
         let old = std::mem::replace(&mut self.intercept, intercept);
-        if let Err(error) = self.apply(&enrolled) {
+        if let Err(error) = self.apply(enrolled) {
             self.intercept = old;
+            self.orders.abandon().await?;
             let enrolled = self.directories(&self.intercept)?;
             self.apply(&enrolled)?;
             return Err(error);
         }
-        self.agent.install(prepared);
-        self.wanted.send_replace(wanted);
+        self.scope.store(Arc::new(agent::scope(&self.intercept)));
+        self.orders.install().await?;
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::{Config, Install};
+use crate::confine::User;
 use crate::{audit, kubernetes, traces};
 
 #[derive(PartialEq)]
@@ -19,6 +20,7 @@ pub(super) struct Settled {
     pub(super) traces: Option<(traces::Settings, Vec<PathBuf>)>,
     pub(super) trust: (Install, PathBuf, bool),
     pub(super) kubernetes: Option<String>,
+    pub(super) user: User,
 }
 
 impl Settled {
@@ -33,6 +35,7 @@ impl Settled {
             audit: config.audit.clone(),
             traces: config.traces.clone(),
             kubernetes: config.kubernetes.as_ref().map(kubernetes::Settings::summary),
+            user: config.user,
             trust: (config.trust.install, config.trust.dir.clone(), config.trust.host),
         }
     }

@@ -3,22 +3,16 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use tokio::net::{TcpListener, UnixListener};
-use tokio::task::JoinHandle;
-
-use super::{Cover, Doing, Error, INSTANCE, Settled, agent_cgroup, kernel_policy, socket};
-use crate::admin::{self, Admin};
-use crate::agent::{Agent, Inheritance, Wiring};
+use super::{Cover, Error, INSTANCE, Settled, agent_cgroup, kernel_policy};
+use crate::admin;
+use crate::agent::{Grounds, Inheritance, Means};
 use crate::commands::{PIN_ROOT, RUN_DIR, explained, kernel_half};
-use crate::config::Config;
-use crate::control::{self, LogFilter};
+use crate::config::{Config, Intercept};
+use crate::control;
 use crate::handover::{self, Estate, Predecessor};
-use crate::metrics::Metrics;
-use crate::page::View;
-use crate::redirect::{Handles, InstanceLock, Listeners, Redirect};
-use crate::workload::Workloads;
+use crate::redirect::{InstanceLock, Listeners, Redirect};
+use crate::warden::Orders;
 
 /// What there is before anything listens.
 pub(super) struct Begun {
@@ -43,19 +37,12 @@ pub(super) struct Found {
     metrics: Option<(SocketAddr, OwnedFd)>,
 }
 
-/// The local sockets, listening.
-pub(super) struct Sockets {
-    admin: (PathBuf, UnixListener),
-    metrics: Option<(SocketAddr, TcpListener)>,
-    /// Whether the latter has a page.
-    page: bool,
-}
-
-/// The local sockets, served.
+/// The local sockets, listening; kept for a successor.
 pub(super) struct Local {
-    tasks: Vec<JoinHandle<()>>,
     admin: (PathBuf, OwnedFd),
     metrics: Option<(SocketAddr, OwnedFd)>,
+    /// Whether the latter has a page.
+    page: bool,
 }
 
 /// Takes the lock and loads the kernel half; with `take_over`, those of the running daemon, if there is one.
@@ -122,40 +109,46 @@ impl Before {
     /// before that leaves it as it was.
     pub(super) async fn follow(
         self,
-        config: Config,
-        wiring: Wiring,
+        intercept: &Intercept,
+        means: Means,
         cover: &Cover,
         enrolled: &[PathBuf],
         mount: &Path,
-    ) -> Result<Agent, Error> {
+    ) -> Result<Grounds, Error> {
         let belt = agent_cgroup(mount, enrolled)?;
-        let policy = kernel_policy(&config.intercept, self.listeners, belt);
+        let policy = kernel_policy(intercept, self.listeners, belt);
         cover.with(|redirect| redirect.check(&policy))?;
         cover.attach(enrolled)?;
-        let agent = Agent::go_on(config, wiring, self.inheritance).await?;
+        let grounds = Grounds::open(self.inheritance, means)?;
         let predecessor = self.predecessor;
         tokio::task::spawn_blocking(move || predecessor.serving())
             .await
             .map_err(|error| Error::Thread(error.into()))??;
         cover.with(|redirect| redirect.lock().map_or(Ok(()), InstanceLock::claim))?;
-        Ok(agent)
+        Ok(grounds)
     }
 }
 
 impl Found {
     /// With those that are wanted and were not found made.
-    pub(super) async fn complete(self, settled: &Settled) -> Result<Sockets, Error> {
+    pub(super) async fn complete(self, settled: &Settled) -> Result<Local, Error> {
         let path = settled.socket.clone();
         let admin = match self.admin {
-            Some((found, socket)) if found == path => adopt_unix(socket)?,
-            _ => control::listen(&path).await?,
+            Some((found, socket)) if found == path => socket,
+            _ => {
+                let made = control::listen(&path).await?.into_std();
+                made.map_err(Error::Descriptor)?.into()
+            }
         };
         let metrics = match (settled.metrics, self.metrics) {
             (None, _) => None,
-            (Some(address), Some((found, socket))) if found == address => Some((address, adopt_tcp(socket)?)),
-            (Some(address), _) => Some((address, admin::listen(address).await?)),
+            (Some(address), Some((found, socket))) if found == address => Some((address, socket)),
+            (Some(address), _) => {
+                let made = admin::listen(address).await?.into_std();
+                Some((address, made.map_err(Error::Descriptor)?.into()))
+            }
         };
-        Ok(Sockets {
+        Ok(Local {
             admin: (path, admin),
             metrics,
             page: settled.page,
@@ -163,59 +156,14 @@ impl Found {
     }
 }
 
-impl Sockets {
-    pub(super) fn serve(
-        self,
-        agent: &Agent,
-        handles: Handles,
-        workloads: Arc<Workloads>,
-        metrics: Metrics,
-        doing: Doing,
-        log: LogFilter,
-    ) -> Result<Local, Error> {
-        let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Descriptor);
-        let (path, admin) = self.admin;
-        let status = socket::status(
-            agent,
-            handles.clone(),
-            workloads.clone(),
-            metrics.clone(),
-            doing.clone(),
-        );
-        let mut local = Local {
-            tasks: Vec::new(),
-            admin: (path, copy(admin.as_fd())?),
-            metrics: None,
-        };
-        if let Some((address, listener)) = self.metrics {
-            local.metrics = Some((address, copy(listener.as_fd())?));
-            let current = agent.current().clone();
-            let (flows, processes, shown) =
-                (agent.flows().clone(), agent.processes().clone(), status.clone());
-            let view = move || View::of(shown(), flows.follow().0, processes.known());
-            let admin = Admin {
-                metrics: metrics.clone(),
-                ready: doing.ready,
-                more: Arc::new(move || handles.counters()),
-                keys: Arc::new(move || Some(current.load().keysets.clone())),
-                page: self.page.then(|| Arc::new(view) as _),
-            };
-            local.tasks.push(admin.serve_on(listener));
-        }
-        let admin = socket::serve(admin, agent, status, workloads, log, metrics);
-        local.tasks.push(admin);
-        Ok(local)
-    }
-}
-
 impl Local {
-    /// A successor answers on these sockets.
-    pub(super) async fn close(self) {
-        for task in self.tasks {
-            task.abort();
-            // Aborted, which is what was asked for.
-            let _ = task.await;
-        }
+    /// Has them answered on.
+    pub(super) async fn serve(&self, orders: &Orders) -> Result<(), Error> {
+        let metrics = self.metrics.as_ref().map(|(_, socket)| socket.as_fd());
+        orders
+            .serve_local(self.admin.1.as_fd(), metrics, self.page)
+            .await?;
+        Ok(())
     }
 }
 
@@ -243,16 +191,4 @@ pub(super) fn estate(
 pub(super) fn twice(door: OwnedFd) -> Result<(OwnedFd, OwnedFd), Error> {
     let copy = door.try_clone().map_err(Error::Descriptor)?;
     Ok((door, copy))
-}
-
-fn adopt_unix(socket: OwnedFd) -> Result<UnixListener, Error> {
-    let listener = std::os::unix::net::UnixListener::from(socket);
-    listener.set_nonblocking(true).map_err(Error::Descriptor)?;
-    UnixListener::from_std(listener).map_err(Error::Descriptor)
-}
-
-fn adopt_tcp(socket: OwnedFd) -> Result<TcpListener, Error> {
-    let listener = std::net::TcpListener::from(socket);
-    listener.set_nonblocking(true).map_err(Error::Descriptor)?;
-    TcpListener::from_std(listener).map_err(Error::Descriptor)
 }

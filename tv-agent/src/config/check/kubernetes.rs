@@ -123,7 +123,7 @@ impl Checker<'_> {
 
     fn kubeconfig(&self, at: &Spanned<PathBuf>) -> Result<Server, Error> {
         let wrong = |problem: String| self.value("kubernetes.kubeconfig", at, at.value.display(), problem);
-        let text = std::fs::read_to_string(&at.value);
+        let text = crate::files::read_to_string(&at.value);
         let text = text.map_err(|error| wrong(format!("cannot be read ({error}); allowed: a kubeconfig")))?;
         let directory = at.value.parent().unwrap_or(Path::new("/"));
         kubernetes::server_of(&text, directory).map_err(|error| wrong(error.to_string()))

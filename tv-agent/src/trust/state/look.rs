@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,8 +42,8 @@ pub struct Row {
 }
 
 /// What one look at a process shows.
-#[derive(Clone, Copy)]
-pub(super) struct Looked {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Looked {
     pub mntns: MntnsId,
     pub runtime: Runtime,
     /// Device and inode of its program's file.
@@ -80,27 +81,88 @@ impl Looked {
     }
 }
 
-impl Processes {
-    /// All processes of the cgroups below `roots`, and those that were seen connecting. Blocks; looks at no more than
-    /// [`limits::DISCOVERY_CGROUPS`] and [`limits::DISCOVERY_PROCESSES`].
-    pub fn list(&self, roots: &[PathBuf]) -> Vec<Row> {
-        let mut pids = enrolled(roots);
-        pids.extend(self.table().keys().into_iter().map(|key| key.pid));
+/// One process as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub key: Key,
+    pub looked: Looked,
+    /// Below the cgroup2 mount.
+    pub cgroup: String,
+    /// Command name.
+    pub command: String,
+}
+
+/// Looks at processes; from another process where this one may not. Its calls block.
+pub trait Sight: Send + Sync {
+    /// One answer for each of `keys`.
+    fn look(&self, keys: &[Key]) -> Vec<io::Result<Looked>>;
+
+    /// Where the agent lives: nobody installs there while connections wait.
+    fn home(&self) -> Option<MntnsId>;
+
+    /// All processes that are enrolled, and those of `pids`; each once.
+    fn list(&self, pids: Vec<u32>) -> Vec<Listed>;
+}
+
+/// Looks from here.
+pub struct Here {
+    /// The enrolled cgroups' directories.
+    pub roots: Arc<dyn Fn() -> Arc<Vec<PathBuf>> + Send + Sync>,
+}
+
+impl Sight for Here {
+    fn look(&self, keys: &[Key]) -> Vec<io::Result<Looked>> {
+        let mut programs = HashMap::new();
+        keys.iter().map(|key| Looked::at(*key, &mut programs)).collect()
+    }
+
+    fn home(&self) -> Option<MntnsId> {
+        own_mntns()
+    }
+
+    /// Looks at no more than [`limits::DISCOVERY_CGROUPS`] and [`limits::DISCOVERY_PROCESSES`].
+    fn list(&self, pids: Vec<u32>) -> Vec<Listed> {
+        let mut all = enrolled(&(self.roots)());
+        all.extend(pids);
         let (mut seen, mut programs) = (HashSet::new(), HashMap::new());
-        let fresh = pids.into_iter().filter(|pid| seen.insert(*pid));
-        let mut rows: Vec<Row> = fresh.filter_map(|pid| self.row(pid, &mut programs)).collect();
+        let fresh = all.into_iter().filter(|pid| seen.insert(*pid));
+        fresh.filter_map(|pid| Listed::of(pid, &mut programs)).collect()
+    }
+}
+
+impl Listed {
+    /// None when the process is gone, or a thread of the kernel.
+    fn of(pid: u32, programs: &mut HashMap<(u64, u64), Runtime>) -> Option<Self> {
+        let process = Opened::new(pid).ok()?;
+        Some(Self {
+            looked: Looked::of(&process, programs).ok()?,
+            key: Key {
+                pid,
+                started: process.process.started,
+            },
+            cgroup: process.cgroup().unwrap_or_default().to_owned(),
+            command: process.process.command,
+        })
+    }
+}
+
+impl Processes {
+    /// All enrolled processes, and those that were seen connecting. Blocks.
+    pub fn list(&self) -> Vec<Row> {
+        let known = self.table().keys().into_iter().map(|key| key.pid).collect();
+        let listed = self.0.sight.list(known);
+        let mut rows: Vec<Row> = listed.into_iter().map(|one| self.row(one)).collect();
         rows.sort_by(|a, b| (&a.cgroup, a.pid).cmp(&(&b.cgroup, b.pid)));
         rows
     }
 
-    /// None when the process is gone, or a thread of the kernel.
-    fn row(&self, pid: u32, programs: &mut HashMap<(u64, u64), Runtime>) -> Option<Row> {
-        let process = Opened::new(pid).ok()?;
-        let looked = Looked::of(&process, programs).ok()?;
-        let key = Key {
-            pid,
-            started: process.process.started,
-        };
+    fn row(&self, listed: Listed) -> Row {
+        let Listed {
+            key,
+            looked,
+            cgroup,
+            command,
+        } = listed;
         let mut table = self.table();
         let mut record = Record::new(None, Runtime::Unknown, Workload::default());
         if let Some(known) = table.peek(key).filter(|known| known.is_same_program(&looked)) {
@@ -112,17 +174,17 @@ impl Processes {
         let issuing = self.issuing();
         let facts = record.facts(key, installation.as_deref(), version, &issuing);
         let evidence = &record.evidence;
-        let cgroup = Cgroup::at(process.cgroup().unwrap_or_default());
+        let cgroup = Cgroup::at(cgroup);
         let identity = cgroup.identity;
-        Some(Row {
-            pid,
+        Row {
+            pid: key.pid,
             started: key.started,
             mntns: looked.mntns,
             cgroup: cgroup.path,
             unit: identity.unit,
             pod: identity.pod,
             container: identity.container,
-            process: process.process.command.clone(),
+            process: command,
             runtime: looked.runtime,
             state: evidence.belief(&facts),
             reason: evidence.reason(&facts),
@@ -136,19 +198,13 @@ impl Processes {
                 .map(|there| there.unreached.clone())
                 .unwrap_or_default(),
             advice: evidence.advice(&facts),
-        })
+        }
     }
 }
 
 /// Where the agent lives.
 pub(super) fn own_mntns() -> Option<MntnsId> {
     MountsId::of("/proc/thread-self/ns/mnt").ok().map(MntnsId::from)
-}
-
-/// Where `pid` lives: one look-up, which does not block.
-pub(super) fn mntns_of(pid: u32) -> Option<MntnsId> {
-    let id = MountsId::of(&format!("/proc/{pid}/ns/mnt"));
-    id.ok().map(MntnsId::from)
 }
 
 fn enrolled(roots: &[PathBuf]) -> Vec<u32> {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::look::Looked;
 use super::{Belief, Evidence, Facts, Process, Runtime};
 use crate::limits;
@@ -12,8 +14,8 @@ use crate::trust::{Installation, Ledger, MntnsId};
 use crate::workload::Workload;
 
 /// A process, told apart from all that had its id before or after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
     pub pid: u32,
     /// Clock ticks since boot.
     pub started: u64,
@@ -125,14 +127,6 @@ impl Table {
 
     pub fn keys(&self) -> Vec<Key> {
         self.records.keys().copied().collect()
-    }
-
-    /// What runs in the program files that were looked at.
-    pub fn programs(&self) -> HashMap<(u64, u64), Runtime> {
-        let looked = self.records.values();
-        looked
-            .filter_map(|record| Some((record.program?, record.runtime)))
-            .collect()
     }
 
     pub fn len(&self) -> usize {

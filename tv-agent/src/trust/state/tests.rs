@@ -3,11 +3,21 @@
 use std::time::Instant;
 
 use super::*;
+use crate::netns::MountsId;
 use crate::trust::{Installation, StoreKind};
 use crate::workload::{Cgroup, Opened};
 
 fn processes(ledger: &Ledger) -> Processes {
+    processes_of(ledger, Vec::new())
+}
+
+fn processes_of(ledger: &Ledger, roots: Vec<std::path::PathBuf>) -> Processes {
+    let roots = Arc::new(roots);
+    let sight = Here {
+        roots: Arc::new(move || roots.clone()),
+    };
     Processes::new(
+        Arc::new(sight),
         ledger.clone(),
         Arc::new(|| "root".into()),
         Flows::new(),
@@ -23,6 +33,7 @@ fn own() -> Workload {
         tgid: std::process::id(),
         started: Some(opened.process.started),
         process: Some(opened.process.command.into()),
+        mounts: MountsId::of("/proc/self/ns/mnt").ok(),
         ..Workload::default()
     }
 }
@@ -150,7 +161,7 @@ async fn a_process_that_became_another_program_is_another_one() {
     let own = own();
     let key = Key::of(&own).unwrap();
     processes.standing(&own, QUICK).await;
-    let mut looked = Looked::at(key, &mut HashMap::new()).unwrap();
+    let mut looked = Looked::at(key, &mut std::collections::HashMap::new()).unwrap();
     looked.program.1 += 1;
     processes.table().peek(key).unwrap().learn(looked);
     processes.sweep();
@@ -230,13 +241,13 @@ async fn the_first_connection_waits_for_the_ca_and_nobody_waits_twice() {
 #[tokio::test]
 async fn everybody_who_is_enrolled_is_listed_and_told_what_to_do() {
     let ledger = Ledger::default();
-    let processes = processes(&ledger);
-    let (own, root) = (own(), processes.issuing());
     let cgroup = tempfile::tempdir().unwrap();
+    let processes = processes_of(&ledger, vec![cgroup.path().to_owned()]);
+    let (own, root) = (own(), processes.issuing());
     let below = cgroup.path().join("pod");
     std::fs::create_dir(&below).unwrap();
     std::fs::write(below.join("cgroup.procs"), format!("{}\n0\n4194999\n", own.tgid)).unwrap();
-    let list = || processes.list(&[cgroup.path().to_owned()]);
+    let list = || processes.list();
     let [row] = &list()[..] else {
         panic!("{:?}", list())
     };
