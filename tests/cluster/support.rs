@@ -1,6 +1,7 @@
 //! Releases of the chart, and what becomes of their objects on the server.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tv_tests::cluster::{Api, Kinds};
@@ -81,6 +82,16 @@ fn strip(value: &mut Value, fields: &[&str]) {
 /// As [`rendered`], of what the server knows.
 pub fn releases(releases: &[Release<'_>]) -> Vec<Vec<Value>> {
     rendered(releases).into_iter().map(known).collect()
+}
+
+/// Waits until `holds`.
+#[track_caller]
+pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < until, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// `KIND NAMESPACE/NAME`
