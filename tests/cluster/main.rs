@@ -1,4 +1,4 @@
-//! The chart, its roles and the agent's watches on a real API server; one file per topic.
+//! The chart, its roles, the webhook and the agent's watches on a real API server; one file per topic.
 
 mod manifests;
 mod orphans;
@@ -6,3 +6,4 @@ mod roles;
 mod support;
 mod watcher;
 mod watches;
+mod webhook;
