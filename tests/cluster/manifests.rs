@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use tv_tests::cluster::{self, Kinds};
+use tv_tests::fakes::pki::Pki;
 
 use crate::support::{
     UNKNOWN_FIELDS, UNKNOWN_KINDS, documents, install, kind, known, line, lost, releases, remove, rendered,
@@ -20,6 +21,12 @@ fn everything() -> Value {
         "prometheusRule": {"enabled": true},
         "grafanaDashboard": {"enabled": true},
         "ca": {"existingSecret": "tv-agent-root"},
+        "webhook": {
+            "enabled": true,
+            "publicRoots": {"configMap": "public-roots"},
+            // Helm's own is another one each time that it is rendered without a cluster.
+            "certificate": {"secret": "webhook", "caBundle": Pki::new("webhook's CA").root_pem()},
+        },
         "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "auth0", "key": "client-secret"}}}],
         "envFrom": [{"secretRef": {"name": "more"}}],
         "imagePullSecrets": [{"name": "registry"}],
@@ -41,6 +48,9 @@ fn the_server_takes_every_document_and_keeps_all_that_it_knows() {
         release(json!({})),
         release(json!({"privileged": true})),
         release(json!({"mode": "cleanup"})),
+        release(
+            json!({"ca": {"existingSecret": "tv-agent-root"}, "webhook": {"enabled": true, "enrol": "all"}}),
+        ),
         release(json!({"metrics": {"exposed": false}, "ca": {"init": false}})),
     ]);
     all.push(documents(include_str!("../../deploy/kubernetes/tv-agent.yaml")));
@@ -111,7 +121,7 @@ fn a_release_comes_again_changes_and_goes_without_a_trace() {
     let [first, second, last] = [(); 3].map(|()| all.next().unwrap());
 
     let installed = install(&api, &kinds, &first);
-    assert_eq!(installed.len(), 7, "{:?}", installed.keys());
+    assert_eq!(installed.len(), 14, "{:?}", installed.keys());
     assert_eq!(
         versions(&install(&api, &kinds, &first)),
         versions(&installed),
@@ -128,7 +138,11 @@ fn a_release_comes_again_changes_and_goes_without_a_trace() {
     let name = format!("{namespace}/tv-agent");
     assert_eq!(
         changed,
-        [format!("ConfigMap {name}"), format!("DaemonSet {name}")]
+        [
+            format!("ConfigMap {name}"),
+            format!("DaemonSet {name}"),
+            format!("Deployment {name}-webhook")
+        ]
     );
 
     // The way out: agents go, then what they left, then the release.
@@ -163,12 +177,13 @@ fn two_releases_are_nothing_to_each_other() {
         "{lines:?}"
     );
 
-    // Each DaemonSet and Service picks the pods of its own release, even in one namespace.
+    // Each picks its own pods, even in one namespace.
     let sets: Vec<&Value> = all
         .iter()
         .flatten()
-        .filter(|object| object["kind"] == "DaemonSet")
+        .filter(|object| object["kind"] == "DaemonSet" || object["kind"] == "Deployment")
         .collect();
+    assert_eq!(sets.len(), 6);
     for (at, set) in sets.iter().enumerate() {
         let wanted = set["spec"]["selector"]["matchLabels"].as_object().unwrap();
         let picks = |other: &Value| {

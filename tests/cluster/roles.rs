@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use tv_tests::cluster::{self, Api, Cluster, Kinds};
+use tv_tests::cluster::{self, Answer, Api, Cluster, Kinds};
 
 use crate::support::{install, releases};
 use crate::watches::pod;
@@ -19,23 +19,40 @@ struct Account {
     may: &'static [&'static str],
 }
 
-const ACCOUNTS: [Account; 1] = [Account {
-    suffix: "",
-    names: &[],
-    may: &[
-        "create /events *",
-        "get /namespaces *",
-        "get /pods *",
-        "list /namespaces *",
-        "list /pods *",
-        "patch /events *",
-        "watch /namespaces *",
-        "watch /pods *",
-    ],
-}];
+const ACCOUNTS: [Account; 2] = [
+    Account {
+        suffix: "",
+        names: &[],
+        may: &[
+            "create /events *",
+            "get /namespaces *",
+            "get /pods *",
+            "list /namespaces *",
+            "list /pods *",
+            "patch /events *",
+            "watch /namespaces *",
+            "watch /pods *",
+        ],
+    },
+    Account {
+        suffix: "-webhook",
+        names: &["NAMESPACE-tv-agent-ca"],
+        may: &[
+            // A name cannot be demanded of what is not there yet.
+            "create /configmaps *",
+            "list /configmaps/NAMESPACE-tv-agent-ca *",
+            "patch /configmaps/NAMESPACE-tv-agent-ca *",
+            "watch /configmaps/NAMESPACE-tv-agent-ca *",
+        ],
+    },
+];
 /// With everything that has an account.
 fn values() -> Value {
-    json!({"kubernetes": {"enabled": true}})
+    json!({
+        "kubernetes": {"enabled": true},
+        "ca": {"existingSecret": "tv-agent-root"},
+        "webhook": {"enabled": true},
+    })
 }
 
 /// What everybody may who has a name: ask about themselves.
@@ -269,7 +286,68 @@ fn the_agents_token_opens_what_it_watches_and_nothing_else() {
             agent.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", &binding),
         ),
     ];
-    for (what, answer) in refused {
+    must_be_refused(refused);
+    admin.get(&format!("{pods}/victim")).expect_code(200);
+    admin.delete("/api/v1/nodes/node-r").expect_code(200);
+}
+
+/// As above.
+#[test]
+fn the_webhooks_token_opens_its_config_maps_and_nothing_else() {
+    let Some(cluster) = cluster::shared() else { return };
+    let (admin, (namespace, _)) = (cluster.admin(), installed(&cluster));
+    let elsewhere = cluster.namespace("roles-elsewhere");
+    let maps = format!("/api/v1/namespaces/{elsewhere}/configmaps");
+    let map = |name: &str, value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": value}});
+    admin.create(&maps, &map("other", "a")).expect_code(201);
+    let webhook = cluster.api(&cluster.token(&namespace, "tv-agent-webhook"));
+
+    let name = format!("{namespace}-tv-agent-ca");
+    let own = format!("{maps}/{name}");
+    webhook.apply(&own, &map(&name, "a"), false).expect_code(201);
+    webhook.apply(&own, &map(&name, "b"), false).expect_code(200);
+    let of_name = format!("/api/v1/configmaps?fieldSelector=metadata.name%3D{name}");
+    let list = webhook.get(&of_name).expect_code(200);
+    assert_eq!(list["items"].as_array().unwrap().len(), 1);
+    assert_eq!(list["items"][0]["data"]["key"], "b");
+    let (code, events) = webhook.watch(&format!("{of_name}&watch=true"), |event| event["type"] == "ADDED");
+    assert_eq!((code, events.len()), (200, 1));
+
+    let pods = format!("/api/v1/namespaces/{elsewhere}/pods");
+    let refused = [
+        ("all config maps", webhook.get("/api/v1/configmaps")),
+        ("those of a namespace", webhook.get(&maps)),
+        ("another", webhook.get(&format!("{maps}/other"))),
+        (
+            "a change of another",
+            webhook.apply(&format!("{maps}/other"), &map("other", "b"), false),
+        ),
+        (
+            "another's name",
+            webhook.get("/api/v1/configmaps?fieldSelector=metadata.name%3Dother"),
+        ),
+        ("its own's end", webhook.delete(&own)),
+        (
+            "its roots",
+            webhook.get(&format!("/api/v1/namespaces/{namespace}/secrets")),
+        ),
+        ("secrets", webhook.get("/api/v1/secrets")),
+        ("pods", webhook.get("/api/v1/pods")),
+        ("a pod", webhook.create(&pods, &pod("mine", None))),
+        ("namespaces", webhook.get("/api/v1/namespaces")),
+        (
+            "its registration",
+            webhook.get("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"),
+        ),
+    ];
+    must_be_refused(refused);
+    let other = admin.get(&format!("{maps}/other")).expect_code(200);
+    assert_eq!(other["data"]["key"], "a");
+}
+
+#[track_caller]
+fn must_be_refused<'a>(answers: impl IntoIterator<Item = (&'a str, Answer)>) {
+    for (what, answer) in answers {
         assert_eq!(
             (answer.code, &answer.body["reason"]),
             (403, &json!("Forbidden")),
@@ -277,6 +355,4 @@ fn the_agents_token_opens_what_it_watches_and_nothing_else() {
             answer.text
         );
     }
-    admin.get(&format!("{pods}/victim")).expect_code(200);
-    admin.delete("/api/v1/nodes/node-r").expect_code(200);
 }

@@ -1,6 +1,7 @@
 //! Releases of the chart, and what becomes of their objects on the server.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tv_tests::cluster::{Api, Kinds};
@@ -29,9 +30,11 @@ pub fn documents(text: &str) -> Vec<Value> {
 
 /// What this server does not have: other people's kinds, and kinds and fields that are younger. The schemas of 1.30 and
 /// later, in `tests/deploy`, have the latter.
-pub const UNKNOWN_KINDS: [&str; 2] = [
+pub const UNKNOWN_KINDS: [&str; 3] = [
     "monitoring.coreos.com/v1 PrometheusRule",
     "monitoring.coreos.com/v1 ServiceMonitor",
+    // 1.21
+    "policy/v1 PodDisruptionBudget",
 ];
 pub const UNKNOWN_FIELDS: [(&str, &str); 3] = [
     // 1.30
@@ -79,6 +82,16 @@ fn strip(value: &mut Value, fields: &[&str]) {
 /// As [`rendered`], of what the server knows.
 pub fn releases(releases: &[Release<'_>]) -> Vec<Vec<Value>> {
     rendered(releases).into_iter().map(known).collect()
+}
+
+/// Waits until `holds`.
+#[track_caller]
+pub fn wait_for(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < until, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// `KIND NAMESPACE/NAME`

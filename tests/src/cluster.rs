@@ -1,4 +1,5 @@
-//! A real kube-apiserver 1.20 with RBAC, over an etcd of its own: on loopback, in a directory of its own, gone on drop.
+//! A real kube-apiserver 1.20 with RBAC, over an etcd of its own: on loopback, in a directory of its own, gone on drop
+//! and with the process.
 //!
 //! It has no controllers, no scheduler and no kubelet: objects are kept, checked and watched, and nothing acts on them.
 //! `cargo xtask cluster` makes the programs.
@@ -10,12 +11,13 @@
 
 mod api;
 mod kinds;
+mod server;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -32,14 +34,13 @@ use tv_agent::encode::{certificate_pem, hex};
 
 pub use api::{Answer, Api};
 pub use kinds::{Kind, Kinds};
+use server::Server;
 
 use crate::fakes::pki::{Identity, Pki};
 
 /// For both servers to be ready, on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
-/// Lines of a server's log that a failure shows.
-const SHOWN: usize = 20;
 /// The user of the tests themselves, who may do everything.
 const ADMIN: &str = "test-administrator";
 
@@ -210,9 +211,15 @@ impl Cluster {
 
     /// Makes a namespace that no other test has, named after `purpose`.
     pub fn namespace(&self, purpose: &str) -> String {
+        self.labelled_namespace(purpose, &json!({}))
+    }
+
+    /// As [`namespace`](Self::namespace), with labels from its first moment on.
+    pub fn labelled_namespace(&self, purpose: &str, labels: &Value) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{purpose}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let metadata = json!({"name": name, "labels": labels});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
         self.admin()
             .create("/api/v1/namespaces", &namespace)
             .expect_code(201);
@@ -254,55 +261,6 @@ impl Cluster {
         let config = kube::Config::new(address.parse().expect("an address"));
         let api = Api::new(self.runtime.handle().clone(), config);
         api.create(path, body).expect_code(200)
-    }
-}
-
-/// A process, ended with this value.
-struct Server {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Server {
-    fn start(mut command: Command, at: &Path, name: &str) -> Result<Self, String> {
-        let log = at.join(name).with_extension("log");
-        let failed = |error: io::Error| format!("{name}: {error}");
-        let out = File::create(&log).map_err(failed)?;
-        let child = command
-            .env_clear()
-            .current_dir(at)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(out)
-            .spawn()
-            .map_err(failed)?;
-        Ok(Self { child, log })
-    }
-
-    /// Nothing that it has is to be kept.
-    fn end(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    fn must_run(&mut self) -> Result<(), String> {
-        match self.child.try_wait() {
-            Ok(None) => Ok(()),
-            ended => Err(format!("{ended:?}\n{}", self.said())),
-        }
-    }
-
-    /// Its last lines.
-    fn said(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(SHOWN)..].join("\n")
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

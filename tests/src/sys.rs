@@ -5,9 +5,14 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 
 /// Takes a connected TCP socket back to unconnected: connect() with AF_UNSPEC, see connect(2).
 ///
@@ -26,6 +31,21 @@ pub fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Has the process that `command` starts be killed when the thread that starts it ends (PR_SET_PDEATHSIG, prctl(2)).
+pub fn die_with_parent(command: &mut Command) -> &mut Command {
+    let parent = Pid::this();
+    let ask = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // It may have ended before the kernel was asked.
+        match getppid() == parent {
+            true => Ok(()),
+            false => Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls, and allocates nothing.
+    unsafe { command.pre_exec(ask) }
 }
 
 /// A duplicate of another process's descriptor (pidfd_getfd, Linux 5.6; needs ptrace rights over it).

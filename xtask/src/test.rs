@@ -27,7 +27,7 @@ const LAYERS: &[Layer] = &[
     ),
     (
         CLUSTER,
-        "chart, roles and watches on a real API server, which is made when this layer is named",
+        "chart, roles, webhook and watches on a real API server, which is made when this layer is named",
         &["-p", "tv-tests", "--test", "cluster"],
     ),
     (

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::Request;
+use http::header::WARNING;
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -27,6 +28,8 @@ pub struct Answer {
     pub text: String,
     /// `null` when it is no JSON.
     pub body: Value,
+    /// Its headers of that name (RFC 7234, 5.5).
+    pub warnings: Vec<String>,
 }
 
 impl Answer {
@@ -122,6 +125,10 @@ impl Api {
                     .await
                     .map_err(|error| error.to_string())?;
                 let code = response.status().as_u16();
+                let warnings = response.headers().get_all(WARNING).iter();
+                let warnings = warnings
+                    .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+                    .collect();
                 let bytes = response
                     .into_body()
                     .collect()
@@ -129,7 +136,12 @@ impl Api {
                     .map_err(|error| error.to_string())?;
                 let text = String::from_utf8_lossy(&bytes.to_bytes()).into_owned();
                 let body = serde_json::from_str(&text).unwrap_or_default();
-                Ok(Answer { code, text, body })
+                Ok(Answer {
+                    code,
+                    text,
+                    body,
+                    warnings,
+                })
             };
             timeout(PATIENCE, answer)
                 .await
