@@ -66,7 +66,14 @@ fn the_agent_reads_the_configuration_it_is_given() {
         let text = map[0]["data"]["config.yaml"].as_str().unwrap();
         // Files of secrets are read by the agent; here they are not there.
         let text = text.replace("file: /run/secrets/tv-agent/auth0/client-secret", "env: SECRET");
-        let env = |name: &str| (name == "SECRET").then(|| "secret".to_owned());
+        let env = |name: &str| match name {
+            "SECRET" => Some("secret".to_owned()),
+            // As in a pod.
+            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+            "KUBERNETES_SERVICE_PORT" => Some("443".to_owned()),
+            "NODE_NAME" => Some("node-1".to_owned()),
+            _ => None,
+        };
         let config =
             Config::parse(&text, Path::new("config.yaml"), &env).unwrap_or_else(|e| panic!("{which}: {e}"));
         let exposed = which != "hidden";

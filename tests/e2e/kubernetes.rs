@@ -288,6 +288,15 @@ fn a_pod_that_asks_is_adopted_before_its_first_request() {
     });
 }
 
+/// There is a listener in the pod's network namespace; before that, its connections are refused.
+fn wait_until_served(daemon: &Daemon<'_>) {
+    wait_for("a listener", LIMIT, || {
+        daemon
+            .metric("tv_agent_network_namespaces")
+            .is_ok_and(|count| count > 0)
+    });
+}
+
 #[test]
 fn a_sidecar_is_left_alone_and_a_new_container_is_not() {
     World::run(|world| {
@@ -310,6 +319,7 @@ fn a_sidecar_is_left_alone_and_a_new_container_is_not() {
         });
         assert_eq!(programs(&lodging.directory.join(&proxy)), 0);
         assert_eq!(programs(&lodging.directory), 0);
+        wait_until_served(&daemon);
         lodging.ask(world, &app, &bearer(&user), false).expect_success();
         assert_eq!(lodging.ask(world, &proxy, &bearer(&user), false).code(), 60);
         let late = lodging.directory.join(container_id(13));
@@ -338,6 +348,7 @@ fn a_pod_chooses_its_connection_where_the_route_allows_it() {
         put(json!({ "tv-agent.io/connection": "github-work" }));
         let lodging = Lodging::make(&daemon, 1);
         let app = container_id(1);
+        wait_until_served(&daemon);
         lodging.ask(world, &app, &bearer(&user), false).expect_success();
         let token = world.github.requests()[0].token();
         assert_eq!(token.as_deref(), Some("gho_workAccount123456"));

@@ -18,9 +18,11 @@ use tokio::net::TcpSocket;
 use crate::addr::NetnsCookie;
 use crate::{diag, sys};
 
+mod bell;
 mod discover;
 mod enter;
 
+pub use bell::Bell;
 pub use discover::{Bounds, Found, MountsId, Seen, discover};
 pub(crate) use discover::{processes, subdirectories};
 pub use enter::Visitors;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{NetnsCookie, PeerAddr};
 use crate::flows::Flow;
+use crate::netns::Bell;
 use crate::netns::MountsId;
 use crate::redirect::{OriginLookup, Recorded};
 
@@ -150,6 +151,8 @@ pub struct Workloads {
     roots: arc_swap::ArcSwap<Vec<PathBuf>>,
     known: moka::sync::Cache<u64, Option<Arc<Cgroup>>>,
     users: users::Users,
+    /// Rings when the roots are others.
+    bell: Bell,
 }
 
 impl Workloads {
@@ -166,17 +169,27 @@ impl Workloads {
             roots: arc_swap::ArcSwap::from_pointee(roots),
             known,
             users: users::Users::new(users::PASSWD.into()),
+            bell: Bell::new(),
         }
     }
 
     pub fn set_roots(&self, roots: Vec<PathBuf>) {
         self.roots.store(Arc::new(roots));
         self.known.invalidate_all();
+        self.bell.ring();
     }
 
     /// As [`set_roots`](Self::set_roots), when they change often: what was found stays found.
     pub fn follow_roots(&self, roots: Vec<PathBuf>) {
-        self.roots.store(Arc::new(roots));
+        if **self.roots.load() != roots {
+            self.roots.store(Arc::new(roots));
+            self.bell.ring();
+        }
+    }
+
+    /// Rings when the roots are others.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
     }
 
     /// The enrolled cgroups' directories.

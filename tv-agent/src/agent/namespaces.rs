@@ -371,7 +371,8 @@ pub(super) fn watch_cgroups(
     workloads: &Arc<crate::workload::Workloads>,
 ) -> io::Result<(watch::Receiver<Arc<Found>>, Visitors, NetnsId)> {
     let workloads = workloads.clone();
-    let found = netns::discover(move || workloads.roots(), netns::Bounds::default())?;
+    let bell = workloads.bell();
+    let found = netns::discover(move || workloads.roots(), bell, netns::Bounds::default())?;
     Ok((found, Visitors::new()?, netns::own_id()?))
 }
 

@@ -15,7 +15,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{NetnsId, id_of};
+use super::{Bell, NetnsId, id_of};
 use crate::{limits, sys};
 
 /// Longest time between two looks: children that are cloned into a cgroup cause no event.
@@ -92,19 +92,20 @@ impl MountsId {
     }
 }
 
-/// Starts a thread that looks until the receiver is dropped. `roots` are asked for each time.
+/// Starts a thread that looks until the receiver is dropped. `roots` are asked for each time, at once when `bell` rings.
 ///
 /// # Errors
 /// When no thread can be started.
 pub fn discover(
     roots: impl Fn() -> Arc<Vec<PathBuf>> + Send + 'static,
+    bell: Bell,
     bounds: Bounds,
 ) -> io::Result<watch::Receiver<Arc<Found>>> {
     let (sender, receiver) = watch::channel(Arc::default());
     std::thread::Builder::new()
         .name("tv-discover".into())
         .spawn(move || {
-            let mut looker = Looker::new(bounds);
+            let mut looker = Looker::new(bell, bounds);
             let mut pause = EAGER;
             loop {
                 let began = Instant::now();
@@ -127,6 +128,7 @@ pub fn discover(
 
 struct Looker {
     bounds: Bounds,
+    bell: Bell,
     /// None: only the clock tells.
     events: Option<Inotify>,
     known: HashMap<i32, Known>,
@@ -142,7 +144,7 @@ struct Known {
 }
 
 impl Looker {
-    fn new(bounds: Bounds) -> Self {
+    fn new(bell: Bell, bounds: Bounds) -> Self {
         let events = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
         let events = events
             .inspect_err(|error| {
@@ -151,6 +153,7 @@ impl Looker {
             .ok();
         Self {
             bounds,
+            bell,
             events,
             known: HashMap::new(),
             round: 0,
@@ -227,17 +230,22 @@ impl Looker {
         }
     }
 
-    /// Whether a cgroup changed before `limit` was over.
+    /// Whether a cgroup changed, or the bell rang, before `limit` was over.
     fn wait(&self, limit: Duration) -> bool {
-        let Some(events) = &self.events else {
-            std::thread::sleep(limit);
-            return false;
-        };
-        let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
+        let events = self.events.iter().map(|events| events.as_fd());
+        let fds = events.chain(self.bell.heard_by());
+        let mut fds: Vec<PollFd<'_>> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
         let changed = poll(&mut fds, limit).is_ok_and(|ready| ready > 0);
         // What changed does not matter: everything is looked at.
-        while changed && events.read_events().is_ok() {}
+        if changed {
+            self.bell.silence();
+            while self
+                .events
+                .as_ref()
+                .is_some_and(|events| events.read_events().is_ok())
+            {}
+        }
         changed
     }
 }

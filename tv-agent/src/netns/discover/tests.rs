@@ -34,7 +34,7 @@ fn namespaces_are_found_by_their_processes() {
     // One that lives, one that is gone, and one of another pid namespace.
     tree.cgroup("pod/container", &[OWN(), 0x7fff_fff0, 0]);
     tree.cgroup("empty", &[]);
-    let mut looker = Looker::new(Bounds::default());
+    let mut looker = Looker::new(Bell::default(), Bounds::default());
     for _ in 0..2 {
         let found = looker.look(&[tree.0.clone(), tree.0.join("gone")]);
         assert!(found.hidden && !found.truncated);
@@ -64,7 +64,7 @@ fn a_look_is_bounded() {
             processes,
             rechecks: 1,
         };
-        let mut looker = Looker::new(bounds);
+        let mut looker = Looker::new(Bell::default(), bounds);
         let found = looker.look(std::slice::from_ref(&tree.0));
         (found.truncated, looker.known.len())
     };
@@ -78,7 +78,7 @@ fn a_look_is_bounded() {
         processes: 3,
         rechecks: 1,
     };
-    let mut looker = Looker::new(bounds);
+    let mut looker = Looker::new(Bell::default(), bounds);
     looker.look(std::slice::from_ref(&tree.0));
     let rounds: Vec<bool> = (0..4)
         .map(|_| {
@@ -103,7 +103,7 @@ fn a_change_is_noticed_at_once_and_the_thread_ends_with_its_reader() {
         let _held = &gone;
         roots.clone()
     };
-    let mut found = discover(ask, Bounds::default()).unwrap();
+    let mut found = discover(ask, Bell::default(), Bounds::default()).unwrap();
     // Long enough for the looks to be as rare as they get.
     std::thread::sleep(Duration::from_millis(700));
     found.borrow_and_update();
@@ -118,4 +118,18 @@ fn a_change_is_noticed_at_once_and_the_thread_ends_with_its_reader() {
         assert!(began.elapsed() < Duration::from_secs(5), "the thread goes on");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+#[test]
+fn a_bell_wakes_once_for_however_often_it_rang() {
+    let bell = Bell::new();
+    let looker = Looker::new(bell.clone(), Bounds::default());
+    bell.ring();
+    bell.ring();
+    assert!(looker.wait(Duration::from_secs(60)));
+    assert!(!looker.wait(Duration::from_millis(1)));
+    // More than a pipe holds.
+    (0..1_000_000).for_each(|_| bell.ring());
+    assert!(looker.wait(Duration::from_secs(60)));
+    assert!(!looker.wait(Duration::from_millis(1)));
 }
