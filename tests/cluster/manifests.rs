@@ -49,7 +49,7 @@ fn the_server_takes_every_document_and_keeps_all_that_it_knows() {
         release(json!({"privileged": true})),
         release(json!({"mode": "cleanup"})),
         release(
-            json!({"ca": {"existingSecret": "tv-agent-root"}, "webhook": {"enabled": true, "enrol": "all"}}),
+            json!({"ca": {"existingSecret": "tv-agent-root"}, "kubernetes": {"enrol": "all"}, "webhook": {"enabled": true}}),
         ),
         release(json!({"metrics": {"exposed": false}, "ca": {"init": false}})),
     ]);

@@ -68,9 +68,9 @@ impl World {
         let key = KeyPair::try_from(&identity.key).unwrap().serialize_pem();
         let values = json!({
             "ca": {"existingSecret": "tv-agent-root"},
+            "kubernetes": {"prefix": prefix},
             "webhook": {
                 "enabled": true,
-                "prefix": prefix,
                 "certificate": {"secret": "webhook", "caBundle": pki.root_pem()},
             },
         });

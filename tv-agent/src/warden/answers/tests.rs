@@ -118,7 +118,7 @@ fn scene() -> Scene {
     );
     let (config, read) = files::recorded(|| Config::parse(&text, Path::new("c.yaml"), &|_| None));
     let config = config.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(read, [dir.path().join("secret")].into());
+    assert_eq!(read, ["/etc/passwd".into(), dir.path().join("secret")].into());
     let authority =
         Arc::new(Authority::ephemeral(&["example.com".to_owned(), "example.net".to_owned()]).unwrap());
     let kept = Arc::new(Kept::default());
