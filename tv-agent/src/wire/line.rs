@@ -204,7 +204,10 @@ impl<Q: Serialize, A: DeserializeOwned + Send + 'static> Line<Q, A> {
             aside,
             ended: watch::Sender::new(false),
         });
-        tokio::spawn(listen(shared.clone()));
+        let listening = shared.clone();
+        std::thread::Builder::new()
+            .name("tv-answers".into())
+            .spawn(move || listen(&listening))?;
         Ok(Self {
             shared,
             questions: PhantomData,
@@ -339,9 +342,15 @@ impl<A> Shared<A> {
     }
 }
 
-async fn listen<A: DeserializeOwned + Send>(shared: Arc<Shared<A>>) {
+/// On a thread of its own: a worker of the runtime may wait for an answer, all of them even, for others that wait for
+/// the same leaf wait on theirs.
+fn listen<A: DeserializeOwned + Send>(shared: &Shared<A>) {
+    let socket = shared.socket.as_fd();
     loop {
-        match receive::<Frame<A>>(&shared.socket, !shared.aside).await {
+        let mut fds = [PollFd::new(socket, PollFlags::POLLIN)];
+        // What it says does not matter: receiving tells.
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        match receive_blocking::<Frame<A>>(socket, limits::WIRE_INLINE_BYTES, !shared.aside) {
             Ok(Some((Frame { id, body }, descriptors))) => {
                 let waiting = shared.waiting().remove(&id);
                 // Nobody waits any more for what took too long.
@@ -352,6 +361,11 @@ async fn listen<A: DeserializeOwned + Send>(shared: Arc<Shared<A>>) {
                 }
             }
             Ok(None) => break,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             Err(error) => {
                 tracing::error!(%error, "the other process of the agent does not speak as it should");
                 break;

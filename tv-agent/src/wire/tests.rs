@@ -1,9 +1,12 @@
 //! Every message there and back, and what comes of those that are none.
 
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tokio::sync::Mutex;
 
 use super::*;
 use crate::addr::OriginAddr;
@@ -260,4 +263,49 @@ async fn nobody_waits_for_ever_and_not_all_at_once() {
     drop((pending, line));
     // The listening task holds the socket until the runtime ends.
     drop(reader);
+}
+
+/// As when many clients want the same leaf: one asks, and the others wait for the one, on every worker that there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_arrives_while_every_worker_waits_for_it() {
+    const WAITERS: usize = 8;
+    let (ours, theirs) = pair().unwrap();
+    let line = Line::<Ask, Answer>::start(ours, false).unwrap();
+    let (one, waiting) = (Arc::new(Mutex::new(())), Arc::new(AtomicUsize::new(0)));
+    let asked = one.clone().lock_owned();
+    let asking = tokio::spawn({
+        let line = line.clone();
+        async move {
+            let _held = asked.await;
+            line.ask_blocking(Ask::Facts, Duration::from_secs(20))
+                .map(|(answer, _)| answer)
+        }
+    });
+    let counted = waiting.clone();
+    let answering = std::thread::spawn(move || {
+        let (question, _) = receive_blocking::<Frame<Ask>>(theirs.as_fd(), limits::WIRE_INLINE_BYTES, false)
+            .unwrap()
+            .unwrap();
+        while counted.load(Ordering::Relaxed) < 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let frame = Frame {
+            id: question.id,
+            body: Answer::Done,
+        };
+        send_blocking(theirs.as_fd(), &frame, &[], true).unwrap();
+        theirs
+    });
+    for _ in 0..WAITERS {
+        let (one, waiting) = (one.clone(), waiting.clone());
+        tokio::spawn(async move {
+            waiting.fetch_add(1, Ordering::Relaxed);
+            // On the worker, as a cache does that is not asynchronous.
+            while one.try_lock().is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+    assert_eq!(asking.await.unwrap().unwrap(), Answer::Done);
+    drop(answering.join().unwrap());
 }
