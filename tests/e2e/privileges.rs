@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tv_tests::cgroup::TestCgroup;
 use tv_tests::process;
@@ -74,7 +75,13 @@ fn the_capabilities_that_are_granted_are_enough() {
         assert_swapped(&world.github, GITHUB_TOKEN, &user);
         assert_unseen(world, &user);
         assert_eq!(last(world, &config)["process"], "curl");
-        daemon.stop();
+        // One that was taken over would not leave by itself; of another user, it takes CAP_KILL to end it.
+        let serving = daemon.data_path().unwrap();
+        kill(serving, Signal::SIGSTOP).unwrap();
+        daemon.kill();
+        wait_for("the data path ends with the warden", LIMIT, || {
+            std::fs::read(format!("/proc/{serving}/cmdline")).map_or(true, |line| line.is_empty())
+        });
     });
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
@@ -98,9 +99,14 @@ impl DataPath {
             .map(Pid::from_raw);
         let end = Arc::new(move |breach: Breach| {
             tracing::error!("{breach}; ending it");
-            if let Some(pid) = pid {
+            match pid.map(|pid| kill(pid, Signal::SIGKILL)) {
                 // It may have ended already.
-                let _ = kill(pid, Signal::SIGKILL);
+                None | Some(Ok(()) | Err(Errno::ESRCH)) => {}
+                // Without CAP_KILL. Its listeners count for nothing when nobody writes the heartbeat any more.
+                Some(Err(error)) => {
+                    tracing::error!(%error, "it cannot be ended; ending the agent");
+                    std::process::exit(1);
+                }
             }
         });
         let spaces = answers.spaces.clone();
