@@ -25,7 +25,7 @@ fn uid(number: usize) -> String {
     format!("00000000-0000-4000-8000-{number:012}")
 }
 
-fn container_id(number: usize) -> String {
+pub fn container_id(number: usize) -> String {
     format!("{number:064x}")
 }
 
@@ -54,17 +54,22 @@ fn cluster(world: &World) -> (ApiServer, Value) {
 }
 
 /// The cgroup of a pod with that of its first container, and a process in it that holds the pod's namespaces.
-struct Lodging {
+pub struct Lodging {
     number: usize,
-    directory: PathBuf,
+    pub directory: PathBuf,
     holder: Option<Running>,
 }
 
 impl Lodging {
     /// As the kubelet and its runtime do it: the pod's cgroup, the sandbox, its network.
     fn make(daemon: &Daemon<'_>, number: usize) -> Self {
+        Self::of(daemon, number, &uid(number))
+    }
+
+    /// The same for a pod whose UID somebody else chose.
+    pub fn of(daemon: &Daemon<'_>, number: usize, uid: &str) -> Self {
         let class = daemon.cgroup().path().join("burstable");
-        let directory = class.join(format!("pod{}", uid(number)));
+        let directory = class.join(format!("pod{uid}"));
         let sandbox = directory.join(container_id(number * 100));
         std::fs::create_dir_all(&sandbox).unwrap();
         let mut holder = Command::new("sh");
@@ -99,7 +104,7 @@ impl Lodging {
         self.holder.as_ref().expect("not deleted").pid().as_raw()
     }
 
-    fn address(&self) -> IpAddr {
+    pub fn address(&self) -> IpAddr {
         format!("10.97.{}.2", self.number).parse().unwrap()
     }
 
@@ -124,7 +129,7 @@ impl Lodging {
     }
 
     /// The user's request to GitHub.
-    fn ask(&self, world: &World, id: &str, header: &str, include: bool) -> Finished {
+    pub fn ask(&self, world: &World, id: &str, header: &str, include: bool) -> Finished {
         let (root, url) = (world.agent_root().display().to_string(), user_url());
         let resolve = format!("{GITHUB_API}:443:192.0.2.20");
         let known = ["--cacert", &root, "--header", header, "--resolve", &resolve, &url];
@@ -182,7 +187,7 @@ fn checked(command: &mut Command) {
 }
 
 /// The programs that are pinned for a cgroup.
-fn programs(cgroup: &Path) -> usize {
+pub fn programs(cgroup: &Path) -> usize {
     let id = format!(
         "{}-",
         std::fs::metadata(cgroup).map_or(0, |metadata| metadata.ino())

@@ -17,6 +17,7 @@ mod names;
 mod paths;
 mod pods;
 mod privileges;
+mod real_cluster;
 mod rotation;
 mod seeing;
 mod shared;

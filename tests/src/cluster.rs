@@ -103,6 +103,11 @@ pub fn start() -> Option<Cluster> {
     panic!("the API server does not start: {}", reasons.join("\n"));
 }
 
+/// Whether the programs are there.
+pub fn is_there() -> bool {
+    programs().is_ok()
+}
+
 fn programs() -> Result<PathBuf, String> {
     let directory = crate::tools::target_directory()?.join("tools/cluster");
     match directory.join("kube-apiserver").is_file() && directory.join("etcd").is_file() {
