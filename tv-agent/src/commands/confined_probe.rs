@@ -98,6 +98,12 @@ fn tried<T>(what: impl Into<String>, result: io::Result<T>) -> Tried {
     }
 }
 
+/// A static binary takes them so.
+fn random() -> io::Result<()> {
+    File::open("/dev/random")?;
+    File::open("/dev/urandom")?.read_exact(&mut [0; 32])
+}
+
 fn needed(args: &ProbeArgs, handed: Option<File>) -> Vec<Tried> {
     let mut all = vec![
         tried(
@@ -115,6 +121,7 @@ fn needed(args: &ProbeArgs, handed: Option<File>) -> Vec<Tried> {
             "random numbers",
             aws_lc_rs::rand::fill(&mut [0; 32]).map_err(io::Error::other),
         ),
+        tried("random numbers of the kernel's", random()),
         tried("splice", spliced()),
         tried("a descriptor from another process", descriptor()),
         tried("a backtrace", backtrace()),

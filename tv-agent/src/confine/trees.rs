@@ -11,7 +11,7 @@ use landlock::{
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What name resolution and the system's roots are read from, wherever distributions keep them. /etc as a whole, since
 /// its files are replaced by renaming, and a rule for a file ends with that file. Its secrets are kept by their modes.
-const TREES: [&str; 12] = [
+const TREES: [&str; 14] = [
     "/etc",
     "/run/systemd/resolve",
     "/run/resolvconf",
@@ -25,6 +25,9 @@ const TREES: [&str; 12] = [
     "/lib64",
     "/usr/lib",
     "/usr/lib64",
+    // A static binary does not find getrandom(2) by its name, and reads these instead (the crate getrandom).
+    "/dev/random",
+    "/dev/urandom",
 ];
 /// They replace the system's roots (rustls-native-certs).
 const ROOTS: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
